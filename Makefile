@@ -1,0 +1,30 @@
+# Two commands from a bare checkout with Python and make: `make quickstart` and `make test`.
+
+PYTHON ?= python3
+REAL_DATA ?=
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: quickstart test test-slow lint clean
+
+quickstart: $(VENV)/installed
+	$(RUN) -m hard_fast.study --config quickstart
+
+test: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow and not gpu" $(if $(REAL_DATA),--real-data $(REAL_DATA))
+
+test-slow: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "slow and not gpu" $(if $(REAL_DATA),--real-data $(REAL_DATA))
+
+lint: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+# The stamp is made last, so that an installation cut short is tried again.
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info hard_fast.egg-info
