@@ -1,0 +1,1 @@
+"""What every part stands on: processes, seeds, clocks, compilation, configuration files."""

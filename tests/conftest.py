@@ -1,0 +1,64 @@
+"""What every test shares: where real data are, one thread, and a run that takes a second."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--real-data", default=None, help="folder with mnist/, cifar10/ and weights/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    # Tiny tensors gain nothing from threads, and sums in a fixed order are the same everywhere.
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def real_data(request: pytest.FixtureRequest) -> Path:
+    """The folder given as --real-data; without it the test is skipped."""
+    folder = request.config.getoption("--real-data")
+    if folder is None:
+        pytest.skip("needs --real-data DIR with mnist/, cifar10/ and weights/")
+    return Path(folder)
+
+
+@pytest.fixture
+def tiny_run(tmp_path: Path) -> dict[str, Any]:
+    """The tree of a HARD run of 12 steps on synthetic digits; every phase happens in it."""
+    return {
+        "run_dir": str(tmp_path / "run"),
+        "data": {"kind": "synthetic", "size": 16, "channels": 1, "num_train": 72, "num_test": 20},
+        "student": {"name": "mlp", "options": {"hidden": [16]}},
+        "teacher": {"name": "cnn", "options": {"widths": [4, 4, 4], "dropout": 0.0}},
+        "augmentor": {"kind": "affine", "std": 0.1},
+        "objective": {"kind": "hard"},
+        "schedule": {
+            "kind": "threshold",
+            "l_min": 0.98,
+            "l_max": 0.99,
+            "consecutive": 1,
+            "max_augmentor_steps": 2,
+            "lag": 1,
+        },
+        "optim": {"lr": 1e-3},
+        "augmentor_optim": {"lr": 0.01},
+        "train": {
+            "steps": 12,
+            "batch_size": 16,
+            "log_every": 2,
+            "tensorboard": False,
+            "device": "cpu",
+        },
+        "checkpoint": {"every_steps": 3},
+    }
