@@ -1,0 +1,99 @@
+"""Wrappers of a network: its input statistics, and the one form every loss reads its outputs in.
+
+Letters: B images of a batch, C channels, H rows, W columns, K classes.
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hard_fast.types import Outputs
+
+
+class Normalized(nn.Module):
+    """A network with the mean and std it was trained with, so that it reads images in [0,1].
+
+    Args:    mean, std: one number per channel, as buffers of shape [1,C,1,1].
+    """
+
+    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.net = net
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, image_BCHW: Tensor) -> Any:
+        """What the network makes of (image - mean) / std."""
+        return self.net((image_BCHW - self.mean) / self.std)
+
+
+class Tapped(nn.Module):
+    """A network that returns Outputs: its logits and the outputs of the inner modules named.
+
+    Names are those of the bare network, inside a Normalized too. Each call's taps are its own: an
+    inner module that runs twice in a call gives its last output, and what a later layer does in
+    place does not reach a tap. A network that returns two logits (a distilled ViT while
+    `set_distilled_training` is on and it trains) gives their mean, and taps `head` and `head_dist`.
+
+    Raises:  ValueError for a name the network does not have; when called, for a named module that
+             did not run or returned no tensor, and for a network whose output is no logits.
+    """
+
+    def __init__(self, network: nn.Module, taps: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        self.network = network
+        self.taps = taps
+        self._seen: dict[str, Tensor] = {}
+        modules = {name: module for name, module in bare(network).named_modules() if name}
+        for name in taps:
+            if name not in modules:
+                raise ValueError(f"tap {name!r}: no such module{nearest(name, modules)}")
+            # A partial, not a closure: a deep copy of this module then records into its own dict.
+            modules[name].register_forward_hook(partial(_record, self._seen, name))
+
+    def forward(self, image_BCHW: Tensor) -> Outputs:
+        """Logits [B,K] and one tensor per tap, in the order asked for."""
+        self._seen.clear()
+        result = self.network(image_BCHW)
+        for name in self.taps:
+            if name not in self._seen:
+                raise ValueError(f"tap {name!r}: this module did not run")
+        taps = {name: self._seen[name] for name in self.taps}
+        self._seen.clear()
+        if isinstance(result, Tensor):
+            return Outputs(result, taps)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise ValueError(
+                f"a network must return logits or a pair of logits, not a {type(result).__name__}"
+            )
+        head, head_dist = result
+        return Outputs((head + head_dist) / 2, taps | {"head": head, "head_dist": head_dist})
+
+
+def bare(network: nn.Module) -> nn.Module:
+    """The network inside Tapped and Normalized; names in configs and files are its own."""
+    if isinstance(network, Tapped):
+        network = network.network
+    return network.net if isinstance(network, Normalized) else network
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """`; did you mean 'x' or 'y'?` with the closest choices, or nothing where none is close."""
+    close = difflib.get_close_matches(name, sorted(set(choices)), n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def _record(
+    seen: dict[str, Tensor], name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any
+) -> Tensor:
+    """Keep a module's output and hand on a copy, which later layers may change in place."""
+    if not isinstance(output, Tensor):
+        raise ValueError(f"tap {name!r}: returned a {type(output).__name__}, not a tensor")
+    seen[name] = output
+    return output.clone()

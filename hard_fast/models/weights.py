@@ -1,0 +1,127 @@
+"""Weights of a network on disk: read from any usual file, written as safetensors."""
+
+import argparse
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hard_fast.models.taps import bare
+from hard_fast.runtime.files import write_atomic
+
+# Training frameworks wrap weights in one of these entries; averaged weights come first, as in timm.
+_ENTRIES = ("state_dict_ema", "state_dict", "model")
+_PREFIXES = ("module.", "model.", "_orig_mod.")
+_NUM_LISTED = 3
+
+
+def load_weights(net: nn.Module, path: str | Path) -> None:
+    """Load a file of weights into a network, the bare one inside Normalized and Tapped.
+
+    Wrapping entries (`state_dict`, `model`, `state_dict_ema`) and prefixes that all keys carry
+    (`module.`, `model.`, `_orig_mod.`) are taken off. Nothing in the file is ever executed, and a
+    network whose file does not fit is left as it was.
+
+    Raises:  ValueError if there is no such file, it holds no weights, or they do not fit.
+    """
+    net = bare(net)
+    own = net.state_dict()
+    given = _without_prefixes(_read_tensors(Path(path)), own)
+    # Weights saved before torch 0.4.1 have no such counters, and BatchNorm does without.
+    missing = [k for k in own if k not in given and not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in given if k not in own]
+    misshapen = [
+        f"{k}: file {list(given[k].shape)}, network {list(own[k].shape)}"
+        for k in own
+        if k in given and given[k].shape != own[k].shape
+    ]
+    problems = ((missing, "missing"), (unexpected, "unexpected"), (misshapen, "of another shape"))
+    if found := [f"{len(keys)} {word} ({_first(keys)})" for keys, word in problems if keys]:
+        raise ValueError(
+            f"{path}: does not fit the network ({len(given)} tensors in the file, {len(own)} in "
+            f"the network): {', '.join(found)}"
+        )
+    net.load_state_dict(given)
+
+
+def save_weights(net: nn.Module, path: str | Path) -> Path:
+    """Write the bare network's weights as safetensors, whole or not at all.
+
+    The file loads with `load_weights` and, for a timm network, with timm's `checkpoint_path`.
+
+    Raises:  ValueError if the name does not end in .safetensors.
+    """
+    from safetensors.torch import save
+
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path}: weights are saved as safetensors; the name must end so")
+    # Clones, since safetensors refuses tensors that share memory, and channels_last ones.
+    tensors = {
+        key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, tensor in bare(net).state_dict().items()
+    }
+    return write_atomic(path, save(tensors, metadata={"format": "pt"}))
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file of weights")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        # timm and DeiT save their command line beside the weights; a Namespace holds only values.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # A file that is no checkpoint makes the unpickler raise almost anything.
+        raise ValueError(f"{path}: {_reading_failure(error)}") from error
+    while isinstance(content, Mapping) and (entry := _wrapping_entry(content)) is not None:
+        content = content[entry]
+    is_weights = isinstance(content, Mapping) and all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    )
+    if not is_weights:
+        raise ValueError(f"{path}: holds no weights; expected a dictionary of tensors by name")
+    return dict(content)
+
+
+def _wrapping_entry(content: Mapping[str, object]) -> str | None:
+    held = (e for e in _ENTRIES if e in content and isinstance(content[e], Mapping))
+    return next(held, None)
+
+
+def _reading_failure(error: Exception) -> str:
+    """What is wrong with the file, without torch's advice to load it unsafely."""
+    if (refused := re.search(r"GLOBAL (\S+)", str(error))) is not None:
+        return (
+            f"holds a Python object beside tensors ({refused.group(1)}), so it was not loaded: "
+            "such files can run code; save the network's state_dict alone"
+        )
+    kind, said = type(error).__name__, ""
+    if not isinstance(error, pickle.UnpicklingError):
+        said = ": " + " ".join(str(error).split(". ")[0].split())
+    return f"damaged, or not a file of weights ({kind}{said})"
+
+
+def _without_prefixes(given: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without prefixes that all their names carry and not all of the network's do."""
+    while given.keys() != own.keys():
+        shared = (p for p in _PREFIXES if given and _all_start(given, p) and not _all_start(own, p))
+        if (prefix := next(shared, None)) is None:
+            break
+        given = {key.removeprefix(prefix): tensor for key, tensor in given.items()}
+    return given
+
+
+def _all_start(names: Mapping[str, Tensor], prefix: str) -> bool:
+    return all(name.startswith(prefix) for name in names)
+
+
+def _first(texts: Sequence[str]) -> str:
+    return ", ".join(texts[:_NUM_LISTED]) + (", ..." if len(texts) > _NUM_LISTED else "")

@@ -1,0 +1,232 @@
+"""Networks by name, each with its own mean and std, and their weights on disk.
+
+Letters: B images of a batch, C channels, H rows, W columns, K classes.
+"""
+
+import importlib
+import inspect
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Self
+
+from pydantic import TypeAdapter, ValidationError, model_validator
+from torch import nn
+
+from hard_fast.models.small import SMALL_NETS
+from hard_fast.models.taps import Normalized, nearest
+from hard_fast.models.weights import load_weights, save_weights
+from hard_fast.runtime.configfile import Config
+
+__all__ = ["NetworkConfig", "Normalized", "build_network", "load_weights", "save_weights"]
+
+Statistics = tuple[Sequence[float], Sequence[float]]
+_IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+class NetworkConfig(Config):
+    """Which network, with which weights and which input statistics."""
+
+    name: str
+    """A small net's name, `python:package.module:function`, or any timm model."""
+    checkpoint: str | None = None
+    """File of weights, .safetensors or torch's .pth, .pt, .th, .bin."""
+    pretrained: bool = False
+    """Download timm's weights."""
+    mean: tuple[float, ...] | None = None
+    """Per channel, of inputs in [0,1]; one number serves all channels. None: the network's own."""
+    std: tuple[float, ...] | None = None
+    options: dict[str, Any] = {}
+    """Keyword arguments of the network's constructor."""
+
+    @model_validator(mode="after")
+    def _one_source_of_weights(self) -> Self:
+        if self.pretrained and self.checkpoint is not None:
+            raise ValueError(
+                f"pretrained = true and checkpoint = {self.checkpoint!r}: set one of them, not both"
+            )
+        return self
+
+
+def build_network(
+    config: NetworkConfig, *, num_classes: int, in_channels: int, image_size: int
+) -> Normalized:
+    """The network a config names, with its weights loaded, on the CPU.
+
+    Args:    image_size: side of a square picture, px; timm models that need it are told.
+    Raises:  ValueError for an unknown name or option, unusable weights, or mean and std that do
+             not fit the channels.
+    """
+    sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    net = _bare_network(config, sizes)
+    if config.checkpoint is not None:
+        load_weights(net, config.checkpoint)
+    own_mean, own_std = _own_statistics(config.name, net, in_channels)
+    mean = _per_channel("mean", own_mean if config.mean is None else config.mean, in_channels)
+    std = _per_channel("std", own_std if config.std is None else config.std, in_channels)
+    if min(std) <= 0:
+        raise ValueError(f"std = {list(std)}: must be above 0")
+    return Normalized(net, mean, std)
+
+
+def _bare_network(config: NetworkConfig, sizes: Mapping[str, int]) -> nn.Module:
+    name = config.name
+    is_small, is_own = name in SMALL_NETS, name.startswith("python:")
+    if not (is_small or is_own):
+        if not _is_timm_name(name):
+            raise ValueError(_unknown_name(name))
+        return _timm_net(config, sizes)
+    if config.pretrained:
+        raise ValueError(
+            f"pretrained = true: only timm's networks have weights for download, {name!r} is none "
+            "of them; give checkpoint = FILE"
+        )
+    return (_small_net if is_small else _own_net)(name, config.options, sizes)
+
+
+def _own_statistics(name: str, net: nn.Module, in_channels: int) -> Statistics:
+    """The mean and std a network was, or would be, trained with."""
+    if in_channels == 3 and name.startswith("cifar_resnet"):
+        return _IMAGENET_STATISTICS
+    if in_channels == 3 and name not in SMALL_NETS and not name.startswith("python:"):
+        return net.pretrained_cfg["mean"], net.pretrained_cfg["std"]
+    return (0.0,), (1.0,)
+
+
+def _small_net(name: str, options: Mapping[str, Any], sizes: Mapping[str, int]) -> nn.Module:
+    builder = SMALL_NETS[name]
+    annotations = {
+        key: parameter.annotation
+        for key, parameter in inspect.signature(builder).parameters.items()
+        if key not in sizes
+    }
+    typed = {}
+    for key, value in options.items():
+        if key not in annotations:
+            raise ValueError(_unknown_option(name, key, annotations))
+        try:
+            # JSON mode is strict about scalars, yet takes a list for a tuple as TOML writes it.
+            typed[key] = TypeAdapter(annotations[key]).validate_json(json.dumps(value), strict=True)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise ValueError(
+                f"options.{key} = {value!r}: {reason[:1].lower()}{reason[1:]}"
+            ) from None
+    return builder(**sizes, **typed)
+
+
+def _own_net(name: str, options: Mapping[str, Any], sizes: Mapping[str, int]) -> nn.Module:
+    """What the person's own function returns; errors inside it keep their traceback."""
+    module_name, _, function_name = name.removeprefix("python:").partition(":")
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"name = {name!r}: cannot be loaded ({error}); it must read "
+            "python:package.module:function"
+        ) from error
+    if taken := sorted(options.keys() & sizes.keys()):
+        raise ValueError(f"options.{taken[0]}: is given by the data, leave it out")
+    try:
+        inspect.signature(function).bind(**sizes, **options)
+    except TypeError as error:
+        raise ValueError(
+            f"name = {name!r}: cannot be called with {', '.join([*sizes, *options])}: {error}"
+        ) from error
+    net = function(**sizes, **options)
+    if not isinstance(net, nn.Module):
+        raise ValueError(f"name = {name!r}: returned a {type(net).__name__}, not an nn.Module")
+    return net
+
+
+def _timm_net(config: NetworkConfig, sizes: Mapping[str, int]) -> nn.Module:
+    import timm
+
+    name, options = config.name, config.options
+    if taken := sorted(options.keys() & {"num_classes", "in_chans", "pretrained"}):
+        raise ValueError(f"options.{taken[0]}: is set elsewhere, leave it out of options")
+    create = partial(
+        timm.create_model,
+        name,
+        num_classes=sizes["num_classes"],
+        in_chans=sizes["in_channels"],
+        pretrained=config.pretrained,
+        **options,
+    )
+    try:
+        if "img_size" in options:
+            return create()
+        try:
+            return create(img_size=sizes["image_size"])
+        except TypeError as error:
+            # Networks that work at any size do not take it.
+            if _unexpected_key(error) != "img_size":
+                raise
+            return create()
+    except Exception as error:
+        # Whatever a wrong option or a failed download raises deep inside, the person reads a line.
+        if (key := _unexpected_key(error)) in options:
+            raise ValueError(_unknown_option(name, key, _timm_options(name, error))) from error
+        advice = "; without a network, set pretrained = false and checkpoint = FILE"
+        raise ValueError(
+            f"name = {name!r}, options = {options}: timm cannot build it "
+            f"({type(error).__name__}: {_first_line(error)}){advice if config.pretrained else ''}"
+        ) from error
+
+
+def _is_timm_name(name: str) -> bool:
+    import timm
+
+    return timm.is_model(name) and ("." not in name or name in timm.list_models(pretrained=True))
+
+
+def _unknown_name(name: str) -> str:
+    import timm
+
+    has_tag = "." in name
+    known = timm.list_models(pretrained=True) if has_tag else [*SMALL_NETS, *timm.list_models()]
+    return (
+        f"name = {name!r}: unknown network{nearest(name, known)} "
+        f"(choices: {', '.join(SMALL_NETS)}, python:package.module:function, any timm model)"
+    )
+
+
+def _unexpected_key(error: Exception) -> str | None:
+    """The keyword that a call did not expect, if that is what the error says."""
+    match = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    return match.group(1) if match and isinstance(error, TypeError) else None
+
+
+def _timm_options(name: str, error: Exception) -> list[str]:
+    """Keywords of the class that refused one, where its name is in the model's own module."""
+    import timm
+
+    members = vars(sys.modules[timm.model_entrypoint(name).__module__])
+    refusing = str(error).partition(".")[0]
+    if refusing not in members:
+        return []
+    set_elsewhere = ("num_classes", "in_chans", "args", "kwargs")
+    return [
+        key for key in inspect.signature(members[refusing]).parameters if key not in set_elsewhere
+    ]
+
+
+def _unknown_option(name: str, key: str, known: Iterable[str]) -> str:
+    listing = ", ".join(known)
+    choices = f" (options: {listing})" if listing else ""
+    return f"options.{key}: {name!r} has no such option{nearest(key, known)}{choices}"
+
+
+def _per_channel(key: str, values: Sequence[float], in_channels: int) -> tuple[float, ...]:
+    if len(values) not in (1, in_channels):
+        raise ValueError(
+            f"{key} = {list(values)}: has {len(values)} numbers, must have 1 or one for each of "
+            f"the {in_channels} channels"
+        )
+    return tuple(values) if len(values) == in_channels else tuple(values) * in_channels
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")

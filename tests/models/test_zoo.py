@@ -1,0 +1,198 @@
+"""Names to networks: resolution, options, input statistics, and mistakes in one line."""
+
+import sys
+import types
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from hard_fast.models.zoo import NetworkConfig, Normalized, build_network, save_weights
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def _build(num_classes=10, in_channels=3, image_size=32, **config) -> Normalized:
+    return build_network(
+        NetworkConfig(**config),
+        num_classes=num_classes,
+        in_channels=in_channels,
+        image_size=image_size,
+    )
+
+
+def _mistake(**config) -> str:
+    with pytest.raises(ValueError) as caught:
+        _build(**config)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture
+def own_module(monkeypatch):
+    """A module of the person's own, importable as own_nets."""
+    module = types.ModuleType("own_nets")
+
+    def linear(num_classes, in_channels, image_size, bias=True):
+        return nn.Sequential(
+            nn.Flatten(), nn.Linear(in_channels * image_size**2, num_classes, bias)
+        )
+
+    module.linear = linear
+    module.not_a_net = lambda num_classes, in_channels, image_size: "net"
+    monkeypatch.setitem(sys.modules, "own_nets", module)
+    return module
+
+
+def test_normalized_subtracts_mean_and_divides_by_std():
+    net = Normalized(nn.Identity(), (0.5, 0.25), (0.5, 2.0))
+    image = torch.tensor([1.0, 1.25]).view(1, 2, 1, 1)
+    assert net(image).flatten().tolist() == [1.0, 0.5]
+    assert net.mean.shape == net.std.shape == (1, 2, 1, 1)
+    assert {"mean", "std"} <= net.state_dict().keys()
+
+
+def test_small_net_with_options_as_toml_gives_them():
+    net = _build(name="mlp", options={"hidden": [7], "head_bias": True, "dropout": 0})
+    assert net.net.linear1.out_features == 7 and net.net.head.bias is not None
+    assert net(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_own_function(own_module):
+    net = _build(name="python:own_nets:linear", num_classes=3, options={"bias": False})
+    assert net(torch.rand(2, 3, 32, 32)).shape == (2, 3)
+    assert net.net[1].bias is None
+    assert net.mean.tolist() == torch.zeros(1, 3, 1, 1).tolist()
+
+
+def test_timm_net_that_works_at_any_size():
+    net = _build(name="resnet10t", in_channels=1, options={"drop_rate": 0.25})
+    assert net(torch.rand(2, 1, 32, 32)).shape == (2, 10)
+    assert net.net.drop_rate == 0.25
+
+
+def test_timm_net_is_told_its_image_size_unless_the_options_say_so():
+    tiny = {"depth": 1, "embed_dim": 12, "num_heads": 2}
+    net = _build(name="vit_tiny_patch16_224", image_size=48, options=tiny)
+    assert net.net.patch_embed.img_size == (48, 48)
+    assert net(torch.rand(2, 3, 48, 48)).shape == (2, 10)
+    options = tiny | {"img_size": 64, "dynamic_img_size": True}
+    assert _build(name="vit_tiny_patch16_224", options=options).net.patch_embed.img_size == (64, 64)
+
+
+def test_our_resnet18_and_timms_have_names_of_their_own():
+    assert _build(name="resnet18_3x3", options={"widths": [2, 2]}).net.conv1.kernel_size == (3, 3)
+    assert _build(name="resnet18").net.conv1.kernel_size == (7, 7)
+
+
+@pytest.mark.parametrize(
+    ("config", "in_channels", "mean", "std"),
+    [
+        ({"name": "cifar_resnet20"}, 3, IMAGENET_MEAN, IMAGENET_STD),
+        ({"name": "cifar_resnet20"}, 1, (0.0,), (1.0,)),
+        ({"name": "mlp"}, 3, (0.0,) * 3, (1.0,) * 3),
+        ({"name": "tf_efficientnet_lite0"}, 3, (0.5,) * 3, (0.5,) * 3),
+        ({"name": "resnet10t"}, 3, IMAGENET_MEAN, IMAGENET_STD),
+        ({"name": "resnet10t"}, 1, (0.0,), (1.0,)),
+        ({"name": "cifar_resnet20", "mean": (0.5,)}, 3, (0.5,) * 3, IMAGENET_STD),
+        ({"name": "mlp", "mean": (0.1, 0.2), "std": (3.0, 4.0)}, 2, (0.1, 0.2), (3.0, 4.0)),
+    ],
+)
+def test_statistics(config, in_channels, mean, std):
+    net = _build(**config, in_channels=in_channels)
+    torch.testing.assert_close(net.mean.flatten(), torch.tensor(mean))
+    torch.testing.assert_close(net.std.flatten(), torch.tensor(std))
+
+
+def test_statistics_that_do_not_fit():
+    assert "mean = [0.1, 0.2]: has 2 numbers, must have 1 or one for each of the 3" in _mistake(
+        name="mlp", mean=(0.1, 0.2)
+    )
+    assert "std = [0.0, 0.0, 0.0]: must be above 0" in _mistake(name="mlp", std=(0.0,))
+
+
+def test_checkpoint_is_loaded(tmp_path):
+    first = _build(name="mlp", options={"hidden": [3]})
+    save_weights(first, tmp_path / "mlp.safetensors")
+    config = {"name": "mlp", "options": {"hidden": [3]}}
+    second = _build(**config, checkpoint=str(tmp_path / "mlp.safetensors"))
+    assert torch.equal(second.net.linear1.weight, first.net.linear1.weight)
+    assert "no such file of weights" in _mistake(**config, checkpoint=str(tmp_path / "x.pth"))
+
+
+def test_unknown_names_offer_the_nearest():
+    assert "name = 'cifar_resnt20': unknown network; did you mean 'cifar_resnet20'" in _mistake(
+        name="cifar_resnt20"
+    )
+    assert "'efficientnet_b0'" in _mistake(name="eficientnet_b0")
+    assert "did you mean 'resnet18.tv_in1k'" in _mistake(name="resnet18.tv_in2k")
+    assert "vit_mnist" in _mistake(name="")
+
+
+def test_unknown_and_unfit_options_are_named():
+    assert (
+        "options.hiden: 'mlp' has no such option; did you mean 'hidden'? (options: hidden, drop"
+        in (_mistake(name="mlp", options={"hiden": [3]}))
+    )
+    assert "options.num_classes: 'mlp' has no such" in _mistake(
+        name="mlp", options={"num_classes": 3}
+    )
+    assert "options.head_bias = 'no': input should be a valid boolean" in _mistake(
+        name="mlp", options={"head_bias": "no"}
+    )
+    assert "options.hidden = [0]" in _mistake(name="mlp", options={"hidden": [0]})
+    assert "options.dropout = 1.5" in _mistake(name="cnn", options={"dropout": 1.5})
+    vit = _mistake(name="vit_tiny_patch16_224", options={"dept": 1})
+    assert "options.dept: 'vit_tiny_patch16_224' has no such option; did you mean 'depth'" in vit
+    assert "num_heads" in vit
+    assert "options.in_chans: is set elsewhere" in _mistake(
+        name="resnet10t", options={"in_chans": 1}
+    )
+    assert "timm cannot build it (" in _mistake(
+        name="vit_tiny_patch16_224", options={"embed_dim": 13}
+    )
+
+
+def test_mistakes_in_own_functions(own_module):
+    assert "No module named 'own_netz'" in _mistake(name="python:own_netz:linear")
+    assert "linar" in _mistake(name="python:own_nets:linar")
+    assert "must read python:package.module:function" in _mistake(name="python:own_nets")
+    assert "unexpected keyword argument 'bas'" in _mistake(
+        name="python:own_nets:linear", options={"bas": 1}
+    )
+    assert "options.image_size: is given by the data" in _mistake(
+        name="python:own_nets:linear", options={"image_size": 1}
+    )
+    assert "returned a str, not an nn.Module" in _mistake(name="python:own_nets:not_a_net")
+
+
+def test_pretrained_is_for_timm_only(own_module):
+    message = _mistake(name="resnet18_3x3", pretrained=True)
+    assert "only timm's networks" in message and "FILE" in message
+    assert "only timm's networks" in _mistake(name="python:own_nets:linear", pretrained=True)
+    with pytest.raises(ValueError, match="pretrained = true and checkpoint = 'x.pth': set one of"):
+        NetworkConfig(name="resnet10t", pretrained=True, checkpoint="x.pth")
+
+
+def test_pretrained_without_a_network_says_what_to_do(monkeypatch):
+    def offline(name, **kwargs):
+        assert kwargs["pretrained"]
+        raise OSError("Name or service not known\nmore lines")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    message = _mistake(name="resnet10t", pretrained=True)
+    assert "Name or service not known" in message and "more lines" not in message
+    assert message.endswith("set pretrained = false and checkpoint = FILE")
+
+
+def test_real_classifier_on_real_pictures(real_data):
+    (path,) = (real_data / "weights").glob("resnet20-*.th")
+    net = _build(name="cifar_resnet20", checkpoint=str(path)).eval()
+    raw = (real_data / "cifar10" / "cifar-10-batches-bin" / "test_batch.bin").read_bytes()
+    rows = torch.frombuffer(bytearray(raw[: 400 * 3073]), dtype=torch.uint8).view(400, 3073)
+    image = rows[:, 1:].view(400, 3, 32, 32).float() / 255
+    with torch.no_grad():
+        right = net(image).argmax(1) == rows[:, 0]
+    assert right.float().mean() > 0.88
