@@ -1,0 +1,40 @@
+"""What makes the inputs: the contract of every augmentor.
+
+Letters: B images of a batch, M images made, C channels, H rows, W columns, K classes.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from hard_fast.types import Noise, View
+
+
+class Augmentor(nn.Module):
+    """Makes the images that the networks see. It learns if it has trainable parameters.
+
+    All randomness is drawn by `draw_noise`, outside the compiled step and for the global batch, so
+    that `forward` is a pure function and one process sees what many would.
+    """
+
+    def draw_noise(self, shape: torch.Size, generator: torch.Generator) -> Noise:
+        """The randomness of one step.
+
+        Args:    shape: [B,C,H,W] of the global batch.
+                 generator: its device is where the noise is drawn.
+        Returns: tensors of first dimension B (each rank takes its rows), or 0-dim (shared).
+        """
+        raise NotImplementedError
+
+    def forward(self, view: View, noise: Noise) -> View:
+        """The images made from `view`: float in [0,1], channels_last, differentiable."""
+        raise NotImplementedError
+
+
+def to_float(image: Tensor) -> Tensor:
+    """uint8 pixels as fp32 in [0,1]; float data as they are."""
+    return image / 255.0 if image.dtype == torch.uint8 else image
+
+
+def is_learned(augmentor: nn.Module) -> bool:
+    """Whether anything in the augmentor can be trained."""
+    return any(p.requires_grad for p in augmentor.parameters())

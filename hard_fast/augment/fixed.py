@@ -1,0 +1,198 @@
+"""Augmentations that do not learn: batched on the device, each one call of `affine_mix`.
+
+Mixing pairs each image with its neighbour (0 with 1, 2 with 3 ...): the loader's order is already
+random, and pairs never cross ranks, so many processes mix what one would.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from hard_kernels import affine_mix
+from pydantic import Field
+from torch import Tensor
+
+from hard_fast.augment.base import Augmentor, to_float
+from hard_fast.runtime.configfile import Config
+from hard_fast.types import Noise, View
+
+
+class IdentityConfig(Config):
+    """The images as they are."""
+
+    kind: Literal["identity"] = "identity"
+
+
+class StandardConfig(Config):
+    """Random rotation, crop and horizontal flip (HARD Table 2; the authors' 15 deg and 4 px)."""
+
+    kind: Literal["standard"] = "standard"
+    rotation_deg: float = Field(default=15.0, ge=0.0, le=180.0)
+    crop_px: int = Field(default=4, ge=0)
+    """Zero padding on each side before the crop to the same size."""
+    flip: bool = True
+
+
+class RandomAffineConfig(Config):
+    """Parameters drawn uniformly; the defaults keep a 20 px digit on its 28 px canvas visible."""
+
+    kind: Literal["random_affine"] = "random_affine"
+    rotation_deg: float = Field(default=30.0, ge=0.0, le=180.0)
+    translate: float = Field(default=0.12, ge=0.0)
+    """Largest shift along each axis, as a share of the picture's side."""
+    scale: tuple[float, float] = (0.7, 1.1)
+    """Smallest and largest magnification."""
+    shear_deg: float = Field(default=10.0, ge=0.0, lt=90.0)
+
+
+class ShiftsConfig(Config):
+    """Whole-pixel shifts, uniform over the square of shifts up to `max_px` along each axis."""
+
+    kind: Literal["shifts"] = "shifts"
+    max_px: int = Field(default=3, ge=0)
+
+
+class MixupConfig(Config):
+    """A blend of two images with weight Beta(alpha, alpha) (arXiv:1710.09412)."""
+
+    kind: Literal["mixup"] = "mixup"
+    alpha: float = Field(default=1.0, gt=0.0)
+
+
+class CutmixConfig(Config):
+    """A box of one image pasted into another, area 1 - Beta(alpha, alpha) (arXiv:1905.04899)."""
+
+    kind: Literal["cutmix"] = "cutmix"
+    alpha: float = Field(default=1.0, gt=0.0)
+
+
+class Identity(Augmentor):
+    """The images as floats and nothing else."""
+
+    def draw_noise(self, shape: torch.Size, generator: torch.Generator) -> Noise:
+        """Nothing is random here."""
+        return {}
+
+    def forward(self, view: View, noise: Noise) -> View:
+        """The same images, float."""
+        return view._replace(image=to_float(view.image))
+
+
+class RandomWarp(Augmentor):
+    """A warp per image from uniform ranges: standard, random affine and shifts are cases of it."""
+
+    def __init__(
+        self,
+        *,
+        rotation_deg: float = 0.0,
+        shear_deg: float = 0.0,
+        scale: tuple[float, float] = (1.0, 1.0),
+        shift_px: int | None = None,
+        translate: float = 0.0,
+        flip: bool = False,
+    ) -> None:
+        super().__init__()
+        self.rotation, self.shear = math.radians(rotation_deg), math.radians(shear_deg)
+        self.scale, self.shift_px, self.translate, self.flip = scale, shift_px, translate, flip
+
+    def draw_noise(self, shape: torch.Size, generator: torch.Generator) -> Noise:
+        """uniform: [B,6] in [0,1): rotation, shear, scale, flip, shift along x and y."""
+        return {"uniform": torch.rand(shape[0], 6, generator=generator, device=generator.device)}
+
+    def forward(self, view: View, noise: Noise) -> View:
+        """Each image warped by its own matrix."""
+        theta = self.matrix(noise["uniform"], view.image.shape[2:])
+        return view._replace(image=affine_mix(view.image, theta))
+
+    def matrix(self, uniform: Tensor, size: torch.Size) -> Tensor:
+        """[B,1,2,3]: output to input, normalised coordinates, from [B,6] uniform draws."""
+        signed = 2.0 * uniform - 1.0
+        angle, shear = signed[:, 0] * self.rotation, torch.tan(signed[:, 1] * self.shear)
+        low, high = self.scale
+        zoom = 1.0 / (low + (high - low) * uniform[:, 2])
+        mirror = torch.where(uniform[:, 3] < 0.5, -1.0, 1.0) if self.flip else 1.0
+        # Rotation and shear act in pixels, so an oblong picture is not skewed by them.
+        aspect = size[0] / size[1]
+        cos, sin = torch.cos(angle), torch.sin(angle)
+        row_x = torch.stack([cos * zoom * mirror, (shear * cos - sin) * zoom * aspect], 1)
+        row_y = torch.stack([sin * zoom * mirror / aspect, (shear * sin + cos) * zoom], 1)
+        offset = self._offset(uniform[:, 4:], size)
+        return torch.stack(
+            [torch.cat([row_x, offset[:, :1]], 1), torch.cat([row_y, offset[:, 1:]], 1)], 1
+        )[:, None]
+
+    def _offset(self, uniform_B2: Tensor, size: torch.Size) -> Tensor:
+        if self.shift_px is None:
+            return (2.0 * uniform_B2 - 1.0) * (2.0 * self.translate)
+        # Whole pixels, each of the 2 * shift_px + 1 places equally likely.
+        moved = torch.floor(uniform_B2 * (2 * self.shift_px + 1)) - self.shift_px
+        return moved * uniform_B2.new_tensor([2.0 / size[1], 2.0 / size[0]])
+
+
+class Mixup(Augmentor):
+    """Each image blended with its neighbour, and so are their labels."""
+
+    def __init__(self, alpha: float) -> None:
+        super().__init__()
+        self.alpha = alpha
+
+    def draw_noise(self, shape: torch.Size, generator: torch.Generator) -> Noise:
+        """share: [B] Beta(alpha, alpha), the image's own share."""
+        return {"share": _beta(self.alpha, shape[0], generator)}
+
+    def forward(self, view: View, noise: Noise) -> View:
+        """The blends."""
+        share = noise["share"][:, None, None]
+        weight = torch.stack([share, 1.0 - share], 1)
+        image = affine_mix(view.image, None, weight, _pairs(view.image))
+        return View(image, _mix_targets(view.target_BK, noise["share"]))
+
+
+class Cutmix(Augmentor):
+    """A box from the neighbour in each image; labels by the areas that are really visible."""
+
+    def __init__(self, alpha: float) -> None:
+        super().__init__()
+        self.alpha = alpha
+
+    def draw_noise(self, shape: torch.Size, generator: torch.Generator) -> Noise:
+        """share: [B] Beta(alpha, alpha), the image's own area. centre: [B,2] in [0,1), y and x."""
+        centre = torch.rand(shape[0], 2, generator=generator, device=generator.device)
+        return {"share": _beta(self.alpha, shape[0], generator), "centre": centre}
+
+    def forward(self, view: View, noise: Noise) -> View:
+        """The images with their boxes; a box is cut off at the picture's edge, as published."""
+        side = torch.sqrt(1.0 - noise["share"])
+        height, width = view.image.shape[2:]
+        row = _inside(noise["centre"][:, 0], side, height)
+        column = _inside(noise["centre"][:, 1], side, width)
+        box = row[:, :, None] * column[:, None, :]
+        image = affine_mix(view.image, None, torch.stack([1.0 - box, box], 1), _pairs(view.image))
+        return View(image, _mix_targets(view.target_BK, 1.0 - box.mean((1, 2))))
+
+
+def _beta(alpha: float, num: int, generator: torch.Generator) -> Tensor:
+    """[num] draws from Beta(alpha, alpha), on the generator's device."""
+    concentration = torch.full((num, 2), alpha, device=generator.device)
+    return torch._sample_dirichlet(concentration, generator=generator)[:, 0]
+
+
+def _inside(centre_B: Tensor, side_B: Tensor, length: int) -> Tensor:
+    """[B,length] 1.0 where a pixel lies in the box along one axis."""
+    pixel = torch.arange(length, device=centre_B.device)
+    start = torch.floor((centre_B - side_B / 2) * length + 0.5)[:, None]
+    end = torch.floor((centre_B + side_B / 2) * length + 0.5)[:, None]
+    return ((pixel >= start) & (pixel < end)).float()
+
+
+def _pairs(image: Tensor) -> Tensor:
+    """[B,2] each image's own index and its neighbour's."""
+    own = torch.arange(image.shape[0], device=image.device)
+    return torch.stack([own, own ^ 1], 1)
+
+
+def _mix_targets(target_BK: Tensor | None, share_B: Tensor) -> Tensor | None:
+    if target_BK is None:
+        return None
+    neighbour = target_BK.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+    return torch.lerp(neighbour, target_BK, share_B[:, None])
