@@ -1,0 +1,156 @@
+"""Optimizers for one network's trainable parameters, and gradient clipping."""
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hard_fast.optim.schedule import ConstantRateConfig, RateConfig
+from hard_fast.runtime.configfile import Config
+
+_Beta = Annotated[float, Field(ge=0, lt=1)]
+_FUSED_DEVICES = {"cpu", "cuda"}
+
+
+class OptimConfig(Config):
+    """An optimizer, its learning rate's course and its clipping.
+
+    `adam` and `sgd` add the weight decay to the gradient (L2); the others shrink the weights by
+    lr * weight_decay at each step (decoupled).
+    """
+
+    kind: Literal["adam", "adamw", "sgd", "lion", "lion8bit", "adamw8bit"] = "adam"
+    lr: float = Field(gt=0, allow_inf_nan=False)
+    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    # None: the kind's usual ones, (0.9, 0.99) for lion and (0.9, 0.999) for adam.
+    betas: tuple[_Beta, _Beta] | None = None
+    momentum: float = Field(default=0.9, ge=0, lt=1)  # sgd only
+    nesterov: bool = False  # sgd only
+    clip_norm: float | None = Field(default=None, gt=0)  # total gradient norm; None: no clipping
+    # Whether weight decay falls on tensors with fewer than two dimensions too. None: with adam
+    # only, since the papers' L2 falls on every parameter.
+    decay_norm_and_bias: bool | None = None
+    rate: RateConfig = ConstantRateConfig()
+
+    @model_validator(mode="after")
+    def _uses_every_setting(self) -> "OptimConfig":
+        for name in ("betas",) if self.kind == "sgd" else ("momentum", "nesterov"):
+            value = getattr(self, name)
+            if value != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name} = {value!r}: kind = {self.kind!r} does not use it; leave it out"
+                )
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov = True: needs momentum > 0")
+        return self
+
+
+def build_optimizer(
+    config: OptimConfig, parameters: Iterable[tuple[str, nn.Parameter]]
+) -> Optimizer:
+    """An optimizer of the parameters that require gradients now.
+
+    One group with weight decay and one without, an empty one left out. Where the parameters are
+    on a CPU or CUDA device, torch's own kinds are fused. The 8-bit kinds keep the state of tensors
+    with fewer than 4096 elements in fp32, and make every parameter contiguous: bitsandbytes would
+    do so at the first step, when views and graphs already hold the old storage.
+
+    Args:    parameters: as `named_parameters` yields them; the names go into the state dict.
+    Raises:  ValueError if nothing requires gradients, or if bitsandbytes cannot be imported.
+    """
+    trainable = [(name, p) for name, p in parameters if p.requires_grad]
+    if not trainable:
+        raise ValueError(f"optim.kind = {config.kind!r}: no parameter requires gradients")
+    groups = _groups(config, trainable)
+    usual_betas = (0.9, 0.99) if config.kind in ("lion", "lion8bit") else (0.9, 0.999)
+    betas = config.betas or usual_betas
+    is_fused = {p.device.type for _, p in trainable} <= _FUSED_DEVICES
+    match config.kind:
+        case "adam" | "adamw":
+            adam = torch.optim.Adam if config.kind == "adam" else torch.optim.AdamW
+            return _same_layout(adam(groups, lr=config.lr, betas=betas, fused=is_fused))
+        case "sgd":
+            sgd = torch.optim.SGD(
+                groups,
+                lr=config.lr,
+                momentum=config.momentum,
+                nesterov=config.nesterov,
+                fused=is_fused,
+            )
+            return _same_layout(sgd)
+        case "lion":
+            from lion_pytorch import Lion
+
+            return Lion(groups, lr=config.lr, betas=betas)
+        case "lion8bit" | "adamw8bit":
+            return _build_8bit(config, groups, betas)
+
+
+def clip_(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Scale the gradients in place so that their total 2-norm is at most `max_norm`.
+
+    Nothing waits for the device. A norm that is not finite leaves only zeros and NaN behind.
+
+    Returns: [] the total norm before clipping, on the gradients' device.
+    """
+    return nn.utils.clip_grad_norm_(parameters, max_norm)
+
+
+def _groups(config: OptimConfig, trainable: list[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
+    decays_all = config.decay_norm_and_bias
+    if decays_all is None:
+        decays_all = config.kind == "adam"
+    decayed = [(name, p) for name, p in trainable if decays_all or p.ndim >= 2]
+    rest = [(name, p) for name, p in trainable if not (decays_all or p.ndim >= 2)]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _build_8bit(
+    config: OptimConfig, groups: list[dict[str, Any]], betas: tuple[float, float]
+) -> Optimizer:
+    try:
+        from bitsandbytes.optim import AdamW8bit, Lion8bit
+    except ImportError as error:
+        raise ValueError(
+            f"optim.kind = {config.kind!r}: needs the package bitsandbytes ({error}); install it, "
+            f"or use {config.kind.removesuffix('8bit')!r}"
+        ) from None
+    for group in groups:
+        for _, parameter in group["params"]:
+            parameter.data = parameter.data.contiguous()
+    kind = Lion8bit if config.kind == "lion8bit" else AdamW8bit
+    return kind(groups, lr=config.lr, betas=betas)
+
+
+def _same_layout(optimizer: Optimizer) -> Optimizer:
+    """The optimizer, with gradients and loaded state always in their parameter's memory order.
+
+    torch's fused CPU kernels walk raw memory, so different strides would silently mix up elements
+    (torch 2.15). What `backward` leaves in `grad` has the right order; `autograd.grad` may not.
+    """
+    optimizer.register_step_pre_hook(_match_gradients)
+    optimizer.register_load_state_dict_post_hook(_match_state)
+    return optimizer
+
+
+def _match_gradients(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            grad = parameter.grad
+            if grad is not None and grad.stride() != parameter.stride():
+                parameter.grad = torch.empty_like(parameter).copy_(grad)
+
+
+def _match_state(optimizer: Optimizer) -> None:
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            is_moment = isinstance(value, Tensor) and value.shape == parameter.shape
+            if is_moment and value.stride() != parameter.stride():
+                state[key] = torch.empty_like(parameter).copy_(value)

@@ -1,0 +1,193 @@
+"""Learning rates over a run. The one place where epochs become steps."""
+
+import enum
+import math
+import warnings
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+from torch.optim import Optimizer
+
+from hard_fast.runtime.configfile import Config
+
+_Epochs = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class ConstantRateConfig(Config):
+    """The full learning rate throughout, after an optional linear warm-up."""
+
+    kind: Literal["constant"] = "constant"
+    warmup_epochs: _Epochs = 0.0  # epochs
+
+
+class CosineRateConfig(Config):
+    """Half a cosine from the full learning rate down to a share of it at the end of the run."""
+
+    kind: Literal["cosine"] = "cosine"
+    warmup_epochs: _Epochs = 0.0  # epochs
+    final: float = Field(default=0.0, ge=0, le=1)  # share of the full rate
+
+
+class PlateauRateConfig(Config):
+    """A lower rate, from the best weights, each time the validation score stops getting better.
+
+    Source:  HARD (arXiv 2305.14890) App. A and Nix et al. 2022; the defaults are theirs.
+    """
+
+    kind: Literal["plateau"] = "plateau"
+    warmup_epochs: _Epochs = 20.0  # epochs
+    factor: float = Field(default=0.8, gt=0, lt=1)  # of the rate, at each decay
+    patience: int = Field(default=20, ge=1)  # evaluations in a row without a better score
+    max_decays: int = Field(default=5, ge=1)  # the last of them ends the run
+
+
+RateConfig = Annotated[
+    ConstantRateConfig | CosineRateConfig | PlateauRateConfig, Field(discriminator="kind")
+]
+
+
+class Verdict(enum.Enum):
+    """What a validation score means for the run.
+
+    RESTORE_BEST and STOP come only after a NEW_BEST, so there are weights to go back to. The
+    papers restore the weights and leave the optimizer's moments as they are. After STOP the best
+    weights are the result.
+    """
+
+    GO_ON = "go_on"
+    NEW_BEST = "new_best"
+    RESTORE_BEST = "restore_best"
+    STOP = "stop"
+
+
+class RateSchedule:
+    """A multiplier of the learning rate per step, and the best validation score so far.
+
+    This class itself is the constant rate. The warm-up is linear per step, so that step 0 already
+    learns; the papers raise the rate once per epoch, to the values reached here at epoch ends.
+    """
+
+    needs_score: ClassVar[bool] = False  # whether the rate depends on `observe`
+
+    def __init__(self, warmup_epochs: float, num_steps: int, num_steps_per_epoch: int) -> None:
+        assert num_steps >= 1 and num_steps_per_epoch >= 1
+        self.best = -math.inf
+        self._num_steps = num_steps
+        self._num_warmup_steps = round(warmup_epochs * num_steps_per_epoch)
+        if self._num_warmup_steps > num_steps:
+            warnings.warn(
+                f"rate.warmup_epochs = {warmup_epochs:g}: the run has only "
+                f"{num_steps / num_steps_per_epoch:g} epochs, so it never reaches its full rate",
+                stacklevel=2,
+            )
+
+    def factor(self, step: int) -> float:
+        """The multiplier of the learning rate for a 0-based step, in (0, 1] before the run ends."""
+        if step < self._num_warmup_steps:
+            return (step + 1) / self._num_warmup_steps * self._decay(step)
+        return self._decay(step)
+
+    def observe(self, score: float) -> Verdict:
+        """Take in a validation score, higher is better, and say what follows from it.
+
+        A score is better only if it is greater than all before; NaN never is.
+        """
+        if score > self.best:
+            self.best = float(score)
+            return Verdict.NEW_BEST
+        return Verdict.GO_ON
+
+    def state_dict(self) -> dict[str, float]:
+        """What the scores so far amount to, as plain numbers."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Continue from saved numbers."""
+        self.best = float(state["best"])
+
+    def _decay(self, step: int) -> float:
+        return 1.0
+
+
+class CosineRate(RateSchedule):
+    """Half a cosine over the steps after the warm-up; `final` would be reached one step after."""
+
+    def __init__(self, config: CosineRateConfig, num_steps: int, num_steps_per_epoch: int) -> None:
+        super().__init__(config.warmup_epochs, num_steps, num_steps_per_epoch)
+        self._final = config.final
+
+    def _decay(self, step: int) -> float:
+        length = max(1, self._num_steps - self._num_warmup_steps)
+        done = min(max(0, step - self._num_warmup_steps) / length, 1.0)
+        return self._final + (1.0 - self._final) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+class PlateauRate(RateSchedule):
+    """Decay and go back to the best weights after `patience` evaluations without a better score.
+
+    The decay number `max_decays` is the STOP, so the lowest rate that still trains has one decay
+    less. Evaluations during the warm-up count like any other; those before the first score that
+    is a number do not.
+
+    Source:  HARD (arXiv 2305.14890) App. A: "stop after five decays", read as the loop that the
+             authors use, which ends with the fifth round of patience. Their lower bound of 1e-5 on
+             the rate is left out: five decays of 3e-4 do not reach it.
+    """
+
+    needs_score = True
+
+    def __init__(self, config: PlateauRateConfig, num_steps: int, num_steps_per_epoch: int) -> None:
+        super().__init__(config.warmup_epochs, num_steps, num_steps_per_epoch)
+        self._config = config
+        self._num_decays = 0
+        self._num_flat = 0
+
+    def observe(self, score: float) -> Verdict:
+        """Take in a validation score, higher is better; once it said STOP it always does."""
+        if self._num_decays == self._config.max_decays:
+            return Verdict.STOP
+        verdict = super().observe(score)
+        if verdict is Verdict.NEW_BEST:
+            self._num_flat = 0
+            return verdict
+        if self.best == -math.inf:
+            return Verdict.GO_ON
+        self._num_flat += 1
+        if self._num_flat < self._config.patience:
+            return Verdict.GO_ON
+        self._num_flat = 0
+        self._num_decays += 1
+        is_last = self._num_decays == self._config.max_decays
+        return Verdict.STOP if is_last else Verdict.RESTORE_BEST
+
+    def state_dict(self) -> dict[str, float]:
+        """What the scores so far amount to, as plain numbers."""
+        return super().state_dict() | {"num_decays": self._num_decays, "num_flat": self._num_flat}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Continue from saved numbers."""
+        super().load_state_dict(state)
+        self._num_decays, self._num_flat = int(state["num_decays"]), int(state["num_flat"])
+
+    def _decay(self, step: int) -> float:
+        return self._config.factor**self._num_decays
+
+
+def build_rate(config: RateConfig, *, num_steps: int, num_steps_per_epoch: int) -> RateSchedule:
+    """The learning rate's course for a run of `num_steps` steps.
+
+    Warns if the warm-up is longer than the run.
+    """
+    match config.kind:
+        case "constant":
+            return RateSchedule(config.warmup_epochs, num_steps, num_steps_per_epoch)
+        case "cosine":
+            return CosineRate(config, num_steps, num_steps_per_epoch)
+        case "plateau":
+            return PlateauRate(config, num_steps, num_steps_per_epoch)
+
+
+def set_rate(optimizer: Optimizer, lr: float) -> None:
+    """Give every parameter group this learning rate, from its next step on."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
