@@ -1,0 +1,1 @@
+"""What a network is worth: scores and the loop that takes them."""

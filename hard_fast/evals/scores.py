@@ -1,0 +1,33 @@
+"""Scores of a network's outputs, as sums that add up over batches and ranks.
+
+Letters: B samples, K classes (or regression outputs).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def classification_sums(logits_BK: Tensor, label_B: Tensor) -> Tensor:
+    """[3] fp64: samples, right answers, negative log-likelihood in nats."""
+    nll = F.cross_entropy(logits_BK.float(), label_B, reduction="sum")
+    right = (logits_BK.argmax(1) == label_B).sum()
+    return torch.stack([right.new_tensor(len(label_B)).double(), right.double(), nll.double()])
+
+
+def classification_scores(sums: Tensor) -> dict[str, float]:
+    """top1 in percent and nll in nats per sample, from added-up sums."""
+    num, right, nll = sums.tolist()
+    return {"top1": 100.0 * right / num, "nll": nll / num}
+
+
+def regression_sums(output_BK: Tensor, target_BK: Tensor) -> Tensor:
+    """[2] fp64: values, squared error."""
+    squared = (output_BK.double() - target_BK.double()).square()
+    return torch.stack([squared.new_tensor(squared.numel()), squared.sum()])
+
+
+def regression_scores(sums: Tensor) -> dict[str, float]:
+    """mse, from added-up sums."""
+    num, squared = sums.tolist()
+    return {"mse": squared / num}

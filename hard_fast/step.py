@@ -1,0 +1,135 @@
+"""One batch to the loss of one phase: the function that is compiled.
+
+Letters: B images of a batch, M images the networks see, C channels, H rows, W columns, K classes.
+"""
+
+import contextlib
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from hard_fast.augment.base import Augmentor, is_learned, to_float
+from hard_fast.objectives.base import Objective
+from hard_fast.types import Batch, LossTerms, Needs, Noise, Outputs, Phase, Seen, View
+
+
+class DistillStep(nn.Module):
+    """Augmentor, teacher and student of one run, and the loss of each phase.
+
+    Everything that changes between steps enters as a tensor, so each phase is one graph. `drawn`
+    is the augmentor that makes the student's inputs: a copy whose trainable tensors the bank
+    overwrites and whose frozen ones are shared; the learner itself where nothing is learned.
+
+    Args:    student, teacher: called with [M,C,H,W] images in [0,1], return Outputs; the teacher
+                 is None where no objective asks for it.
+             num_classes: K of the soft labels made from the batch.
+             amp_dtype: autocast the networks to it, None for fp32; losses are always fp32.
+    """
+
+    def __init__(
+        self,
+        augmentor: Augmentor,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        objective: Objective,
+        num_classes: int,
+        amp_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.augmentor, self.student = augmentor, student
+        self.teacher, self.objective = teacher, objective
+        self.drawn = _drawn_copy(augmentor)
+        self.needs = {phase: objective.needs(phase) for phase in Phase}
+        self.num_classes, self.amp_dtype = num_classes, amp_dtype
+        self._student_parameters = [
+            p for m in (student, objective) for p in m.parameters() if p.requires_grad
+        ]
+        self._augmentor_parameters = [p for p in augmentor.parameters() if p.requires_grad]
+        if teacher is not None:
+            teacher.requires_grad_(False)
+        self.learn(Phase.STUDENT)
+
+    def learn(self, phase: Phase) -> None:
+        """Make the phase's networks trainable and freeze the idle ones.
+
+        A frozen network costs no weight gradients, and in eval mode its BatchNorm statistics do
+        not move.
+        """
+        student_learns = phase is not Phase.AUGMENTOR
+        augmentor_learns = phase is not Phase.STUDENT
+        for parameter in self._student_parameters:
+            parameter.requires_grad_(student_learns)
+        for parameter in self._augmentor_parameters:
+            parameter.requires_grad_(augmentor_learns)
+        self.train(False)
+        self.student.train(student_learns)
+        self.objective.train(student_learns)
+        self.augmentor.train(augmentor_learns)
+
+    def learners(self, phase: Phase) -> list[nn.Parameter]:
+        """The parameters that learn in this phase, in a fixed order."""
+        student = self._student_parameters if phase is not Phase.AUGMENTOR else []
+        return student + (self._augmentor_parameters if phase is not Phase.STUDENT else [])
+
+    def forward(self, phase: Phase, batch: Batch, noise: Noise) -> LossTerms:
+        """The loss of one phase on one batch."""
+        needs = self.needs[phase]
+        # A network passes gradient on to the augmentor only while the augmentor learns.
+        with torch.set_grad_enabled(phase is not Phase.STUDENT):
+            view = self.make_view(phase, batch, noise)
+            if phase is Phase.JOINT:
+                # Value x, gradient -1: the student descends and the augmentor climbs in one pass.
+                view = view._replace(image=2.0 * view.image.detach() - view.image)
+            teacher = self._see(self.teacher, view.image) if needs.teacher else None
+        if needs.keep < 1.0:
+            view, teacher = self._keep(needs, view, teacher)
+        student = tuple(self._see(self.student, view.image) for _ in range(needs.student_copies))
+        clean = to_float(batch.image)
+        with torch.no_grad():
+            clean_teacher = self._see(self.teacher, clean) if needs.clean_teacher else None
+        clean_student = self._see(self.student, clean) if needs.clean_student else None
+        seen = Seen(batch, view, noise, student, teacher, clean_student, clean_teacher)
+        if phase is Phase.AUGMENTOR:
+            return self.objective.augmentor_loss(seen)
+        return self.objective.student_loss(seen)
+
+    def make_view(self, phase: Phase, batch: Batch, noise: Noise) -> View:
+        """The augmented images of one batch with soft labels; an all-zero row is unlabelled."""
+        classes = torch.arange(self.num_classes, device=batch.label.device)
+        target_BK = (batch.label[:, None] == classes).float()
+        maker = self.drawn if phase is Phase.STUDENT else self.augmentor
+        return maker(View(batch.image, target_BK), noise)
+
+    def _see(self, network: nn.Module, image: Tensor) -> Outputs:
+        with self._autocast(image.device.type):
+            return network(image)
+
+    def _autocast(self, device_type: str) -> contextlib.AbstractContextManager:
+        if self.amp_dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(device_type, self.amp_dtype)
+
+    def _keep(
+        self, needs: Needs, view: View, teacher: Outputs | None
+    ) -> tuple[View, Outputs | None]:
+        """The share of the views with the highest score, picked without gradient."""
+        with torch.no_grad():
+            judge = self._see(self.student, view.image) if needs.keep_by_student else teacher
+            score_M = self.objective.keep_score(judge)
+            kept = score_M.topk(max(1, int(needs.keep * len(score_M)))).indices
+        image = view.image[kept].contiguous(memory_format=torch.channels_last)
+        target = None if view.target_BK is None else view.target_BK[kept]
+        if teacher is not None:
+            taps = {name: tap[kept] for name, tap in teacher.taps.items()}
+            teacher = Outputs(teacher.logits_BK[kept], taps)
+        return View(image, target), teacher
+
+
+def _drawn_copy(augmentor: Augmentor) -> Augmentor:
+    """A frozen copy that shares what is frozen in the original."""
+    if not is_learned(augmentor):
+        return augmentor
+    shared = [p for p in augmentor.parameters() if not p.requires_grad]
+    shared += list(augmentor.buffers())
+    return copy.deepcopy(augmentor, {id(tensor): tensor for tensor in shared}).requires_grad_(False)

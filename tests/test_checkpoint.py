@@ -1,0 +1,76 @@
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from hard_fast.checkpoint import BestWeights, Checkpointer
+
+CPU = torch.device("cpu")
+
+
+def test_parts_come_back_exactly(tmp_path):
+    torch.manual_seed(0)
+    layer, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    Checkpointer(tmp_path).save(5, {"layer": layer})
+    Checkpointer(tmp_path).load(5, {"layer": other}, CPU)
+    assert torch.equal(layer.weight, other.weight)
+
+
+def test_the_newest_stay_and_the_rest_go(tmp_path):
+    checkpointer = Checkpointer(tmp_path, keep=2)
+    for step in (1, 2, 10):
+        checkpointer.save(step, {})
+    assert checkpointer.steps() == [10, 2] and checkpointer.newest() == 10
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "no file", "no note", "torn note"])
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, damage, caplog):
+    checkpointer = Checkpointer(tmp_path)
+    for step in (1, 2):
+        checkpointer.save(step, {"layer": nn.Linear(3, 2)})
+    file = tmp_path / "step_000000002.pt"
+    payload = file.read_bytes()
+    match damage:
+        case "cut":
+            file.write_bytes(payload[: len(payload) // 2])
+        case "flip":
+            file.write_bytes(payload[:300] + bytes([payload[300] ^ 1]) + payload[301:])
+        case "no file":
+            file.unlink()
+        case "no note":
+            file.with_suffix(".json").unlink()
+        case "torn note":
+            file.with_suffix(".json").write_text('{"step": 2, "si')
+    with caplog.at_level(logging.WARNING):
+        assert checkpointer.newest() == 1
+    if damage != "no note":
+        assert "step_000000002.pt" in caplog.text
+        with pytest.raises(ValueError, match="damaged"):
+            checkpointer.load(2, {"layer": nn.Linear(3, 2)}, CPU)
+
+
+def test_other_parts_are_refused_by_name(tmp_path):
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(1, {"student": nn.Linear(1, 1)})
+    with pytest.raises(ValueError, match=r"other parts.*\(augmentor\)"):
+        checkpointer.load(1, {"student": nn.Linear(1, 1), "augmentor": nn.Linear(1, 1)}, CPU)
+
+
+def test_an_empty_folder_has_no_newest(tmp_path):
+    assert Checkpointer(tmp_path / "none").newest() is None
+
+
+def test_best_weights_come_back_and_survive_a_checkpoint(tmp_path):
+    layer = nn.Linear(1, 1)
+    best = BestWeights(layer)
+    best.restore()
+    layer.weight.data.fill_(1.0)
+    best.remember(7)
+    layer.weight.data.fill_(2.0)
+    Checkpointer(tmp_path).save(9, {"best": best})
+    resumed = BestWeights(layer)
+    Checkpointer(tmp_path).load(9, {"best": resumed}, CPU)
+    resumed.restore()
+    assert layer.weight.item() == 1.0 and resumed.step == 7
