@@ -1,0 +1,1 @@
+"""The page that shows a run or a study: tables, curves, phases and galleries in one file."""
