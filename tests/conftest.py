@@ -8,6 +8,7 @@ import torch
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rewrite-golden", action="store_true", help="store the curves found now")
     parser.addoption("--real-data", default=None, help="folder with mnist/, cifar10/ and weights/")
 
 

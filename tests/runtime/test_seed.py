@@ -1,6 +1,6 @@
 import torch
 
-from hard_fast.runtime.seed import derive_seed, reseed
+from hard_fast.runtime.seed import default_generator, derive_seed, reseed
 
 
 def test_seed_depends_on_every_argument_and_on_nothing_else():
@@ -25,3 +25,13 @@ def test_reseed_restarts_the_stream():
     first = torch.rand(3, generator=reseed(generator, 1, "x", 2))
     torch.rand(5, generator=generator)
     assert torch.equal(first, torch.rand(3, generator=reseed(generator, 1, "x", 2)))
+
+
+def test_dropout_is_a_function_of_the_seed_given_to_the_default_generator():
+    generator = default_generator(torch.device("cpu"))
+    ones = torch.ones(64)
+    drops = []
+    for step in (1, 2, 1):
+        reseed(generator, 0, "network", step)
+        drops.append(torch.nn.functional.dropout(ones))
+    assert torch.equal(drops[0], drops[2]) and not torch.equal(drops[0], drops[1])

@@ -1,0 +1,193 @@
+"""RunConfig: the components' configurations in one, and the checks that cross them."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from hard_fast.augment import AugmentorConfig, learns
+from hard_fast.augment.fixed import IdentityConfig
+from hard_fast.bank import BankConfig
+from hard_fast.checkpoint import CheckpointConfig
+from hard_fast.data import DataConfig
+from hard_fast.models.zoo import NetworkConfig
+from hard_fast.objectives import ObjectiveConfig
+from hard_fast.optim.build import OptimConfig
+from hard_fast.optim.schedule import ConstantRateConfig
+from hard_fast.phases import JointConfig, ScheduleConfig, StudentOnlyConfig
+from hard_fast.runtime.compile import CompileMode, Precision
+from hard_fast.runtime.configfile import Config, Source, fingerprint, merge
+
+
+class TrainConfig(Config):
+    """How long, how much at once, how fast, and what is told on the way."""
+
+    epochs: float | None = Field(default=None, gt=0.0)
+    """Length of the run; exactly one of epochs and steps."""
+    steps: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=256, ge=1)
+    """Images per step over all processes together."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Precision = "auto"
+    """auto: bf16 on a GPU that has it, else fp32. Losses are fp32 always."""
+    compile: CompileMode = "auto"
+    log_every: int = Field(default=50, ge=1)
+    """Steps between training rows; the only steps at which the device is waited for."""
+    eval_every_epochs: float = Field(default=1.0, gt=0.0)
+    select: Literal["last", "best"] = "last"
+    """Which weights are the result: the last, or the best on the validation split."""
+    gallery: bool = True
+    """Keep a picture of original and augmented images at each evaluation."""
+    tensorboard: bool = True
+
+    @model_validator(mode="after")
+    def _has_one_length(self) -> "TrainConfig":
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give exactly one of train.epochs and train.steps")
+        return self
+
+
+class RunConfig(Config):
+    """One run, complete. A file in configs/ holds what differs from these defaults."""
+
+    run_dir: str = "runs/run"
+    """Where everything the run writes goes."""
+    seed: int = Field(default=0, ge=0)
+    smoke: bool = False
+    """Shrink the run to three steps of small networks on synthetic data."""
+    data: DataConfig
+    student: NetworkConfig
+    teacher: NetworkConfig | None = None
+    augmentor: AugmentorConfig = IdentityConfig()
+    objective: ObjectiveConfig
+    schedule: ScheduleConfig = StudentOnlyConfig()
+    bank: BankConfig = BankConfig()
+    optim: OptimConfig
+    augmentor_optim: OptimConfig | None = None
+    train: TrainConfig
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash that equal runs share; where a run is stored does not matter."""
+        return fingerprint(self.model_dump(mode="json", exclude={"run_dir"}))
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether outputs are numbers to match rather than classes to choose."""
+        return self.data.kind == "line"
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "RunConfig":
+        for check in (_check_teacher, _check_learning, _check_targets, _check_validation):
+            check(self)
+        return self
+
+
+def _check_teacher(config: RunConfig) -> None:
+    if config.objective.kind == "ce" and config.teacher is not None:
+        raise ValueError("teacher: objective.kind = 'ce' does not use one; remove [teacher]")
+    if config.objective.kind != "ce" and config.teacher is None:
+        raise ValueError(f"teacher: objective.kind = {config.objective.kind!r} needs a [teacher]")
+
+
+def _check_learning(config: RunConfig) -> None:
+    maker, schedule = config.augmentor.kind, config.schedule.kind
+    can_learn = learns(config.augmentor)
+    if schedule == "student_only" and can_learn:
+        raise ValueError(
+            f"augmentor.kind = {maker!r} learns, but schedule.kind = 'student_only' never lets it; "
+            "use 'threshold', 'joint', 'alternate' or 'epochs'"
+        )
+    if schedule != "student_only" and not can_learn:
+        raise ValueError(
+            f"schedule.kind = {schedule!r} trains the augmentor, but augmentor.kind = {maker!r} "
+            "has nothing to learn; use 'affine' or 'noise', or schedule.kind = 'student_only'"
+        )
+    is_own_phase = not isinstance(config.schedule, StudentOnlyConfig | JointConfig)
+    if is_own_phase and config.objective.kind in ("ce", "kd"):
+        raise ValueError(
+            f"objective.kind = {config.objective.kind!r} has no loss for the augmentor's phase of "
+            f"schedule.kind = {schedule!r}; use 'hard'"
+        )
+    if can_learn and config.augmentor_optim is None:
+        raise ValueError(
+            f"augmentor_optim: augmentor.kind = {maker!r} learns and needs an optimizer; the "
+            "paper's for affine is kind = 'adam', lr = 0.05"
+        )
+    if config.augmentor_optim is not None and not can_learn:
+        raise ValueError(f"augmentor_optim: augmentor.kind = {maker!r} learns nothing; remove it")
+    if config.augmentor_optim and not isinstance(config.augmentor_optim.rate, ConstantRateConfig):
+        raise ValueError("augmentor_optim.rate.kind: only 'constant' so far")
+
+
+def _check_targets(config: RunConfig) -> None:
+    objective = config.objective
+    if config.is_regression and (objective.kind == "ce" or objective.distance != "mse"):
+        raise ValueError(
+            "objective.distance: data.kind = 'line' is regression; use objective.kind = 'kd' or "
+            "'hard' with distance = 'mse'"
+        )
+    wants_label = (objective.kind == "kd" and objective.ce_share > 0.0) or (
+        objective.kind == "hard" and objective.reference == "label"
+    )
+    if config.is_regression and wants_label:
+        raise ValueError("data.kind = 'line' has no labels: no ce_share, reference = 'teacher'")
+
+
+def _check_validation(config: RunConfig) -> None:
+    chooses = config.train.select == "best" or config.optim.rate.kind == "plateau"
+    if chooses and (config.data.val_share == 0.0 or config.is_regression):
+        raise ValueError(
+            "train.select = 'best' and optim.rate.kind = 'plateau' choose by the validation "
+            "split: set data.val_share above 0 (regression data have none)"
+        )
+
+
+_SMOKE_OPTIONS: dict[str, dict[str, Any]] = {
+    "cnn": {"widths": [8, 8, 8]},
+    "mlp": {"hidden": [16]},
+    "resnet18_3x3": {"widths": [8, 8, 8, 8]},
+    "vit_mnist": {"dim": 16, "depth": 1, "heads": 2, "dim_head": 8, "mlp_dim": 16},
+    "vit_cifar": {"dim": 16, "depth": 1, "heads": 2, "dim_head": 8, "mlp_dim": 16},
+    "vit_cifar_small": {"dim": 16, "depth": 1, "heads": 2, "dim_head": 8, "mlp_dim": 16},
+    "cosine": {},
+}
+
+
+def shrink(source: Source) -> Source:
+    """The same run in seconds, if the tree asks for `smoke`: the same kinds, all of it tiny."""
+    tree = source.tree
+    if tree.get("smoke") is not True:
+        return source
+    small: dict[str, Any] = {"train": {**_table(tree, "train"), "steps": 3, "batch_size": 8}}
+    small["train"].pop("epochs", None)
+    kind = _table(tree, "data").get("kind")
+    if kind != "line":
+        is_grey = kind in ("mnist", "digits")
+        small["data"] = {
+            "kind": "synthetic",
+            "size": 28 if is_grey else 32,
+            "channels": 1 if is_grey else 3,
+            "num_train": 32,
+            "num_test": 16,
+        }
+    for key in ("student", "teacher"):
+        if key in tree:
+            small[key] = _small_network(_table(tree, key))
+    return Source(merge({k: v for k, v in tree.items() if k not in small}, small), source.origin)
+
+
+def _small_network(network: dict[str, Any]) -> dict[str, Any]:
+    name = str(network.get("name"))
+    if name in _SMOKE_OPTIONS:
+        return {"name": name, "options": _SMOKE_OPTIONS[name]}
+    if name.startswith("python:"):
+        return {key: value for key, value in network.items() if key != "checkpoint"}
+    if name.startswith("cifar_resnet"):
+        return {"name": "cifar_resnet20"}
+    return {"name": "test_vit" if "vit" in name else "test_resnet"}
+
+
+def _table(tree: dict[str, Any], key: str) -> dict[str, Any]:
+    value = tree.get(key)
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,88 @@
+import pytest
+
+from hard_fast.config import RunConfig, shrink
+from hard_fast.runtime.configfile import CONFIG_FOLDER, ConfigError, Source, merge, parse, read
+
+
+def parse_tree(tree):
+    return parse(RunConfig, shrink(Source(tree, dict.fromkeys(tree, "run.toml"))))
+
+
+def test_a_whole_run_is_understood(tiny_run):
+    config = parse_tree(tiny_run)
+    assert config.augmentor.kind == "affine" and config.schedule.lag == 1
+    assert config.bank.capacity == 64 and config.optim.kind == "adam"
+
+
+def test_fingerprint_sees_settings_and_not_the_place(tiny_run):
+    base = parse_tree(tiny_run).fingerprint
+    assert parse_tree(tiny_run | {"run_dir": "elsewhere"}).fingerprint == base
+    assert parse_tree(tiny_run | {"seed": 1}).fingerprint != base
+
+
+FIXED = {"augmentor": {"kind": "identity"}, "schedule": {"kind": "student_only"}}
+LINE = {"kind": "line"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"teacher": None}, "needs a [teacher]"),
+        ({"objective": {"kind": "ce"}}, "does not use one"),
+        ({"schedule": {"kind": "student_only"}}, "never lets it"),
+        ({"augmentor": {"kind": "identity"}}, "nothing to learn"),
+        ({"objective": {"kind": "kd"}}, "no loss for the augmentor"),
+        ({"augmentor_optim": None}, "needs an optimizer"),
+        (FIXED, "learns nothing; remove it"),
+        ({"train": {"batch_size": 4}}, "exactly one of train.epochs and train.steps"),
+        ({"train": {"steps": 3, "epochs": 1}}, "exactly one"),
+        ({"data": LINE}, "regression"),
+        (
+            {"data": LINE, "objective": {"kind": "hard", "distance": "mse", "reference": "label"}},
+            "label",
+        ),
+        (
+            {"train": {"steps": 3, "select": "best"}, "data": {"kind": "digits", "val_share": 0.0}},
+            "val_share",
+        ),
+        ({"data": {"kind": "digitz"}}, "did you mean 'digits'"),
+        ({"augmentor": {"kind": "affine", "stdd": 1}}, "did you mean 'std'"),
+        ({"optim": {"lr": 0.1, "rate": {"kind": "cosin"}}}, "did you mean 'cosine'"),
+        ({"schedule": {"kind": "threshold", "l_min": 0.5, "l_max": 0.4}}, "must be below"),
+    ],
+)
+def test_impossible_combinations_end_in_one_line(tiny_run, changes, words):
+    tree = {key: value for key, value in (tiny_run | changes).items() if value is not None}
+    with pytest.raises(ConfigError) as error:
+        parse_tree(tree)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_smoke_keeps_the_kinds_and_shrinks_the_rest(tiny_run):
+    tree = tiny_run | {
+        "smoke": True,
+        "data": {"kind": "cifar10", "root": "nowhere"},
+        "teacher": {"name": "resnet50", "pretrained": True, "checkpoint": "none.pth"},
+        "student": {"name": "vit_cifar"},
+    }
+    config = parse_tree(tree)
+    assert config.train.steps == 3 and config.train.epochs is None
+    assert config.data.kind == "synthetic" and config.data.size == 32 and config.data.channels == 3
+    assert config.teacher.name == "test_resnet" and config.teacher.checkpoint is None
+    assert config.student.name == "vit_cifar" and config.student.options["depth"] == 1
+    assert config.augmentor.kind == "affine"
+
+
+def test_every_shipped_run_is_valid_and_says_what_it_is():
+    files = sorted(CONFIG_FOLDER.rglob("*.toml"))
+    assert len(files) >= 5
+    for file in files:
+        assert file.read_text().startswith("# "), f"{file}: no header comment"
+        source = read(str(file))
+        if "study" not in source.tree and "student" in source.tree:
+            parse(RunConfig, source)
+
+
+def test_merge_of_a_row_replaces_the_augmentor_of_another_kind(tiny_run):
+    merged = merge(tiny_run, {"augmentor": {"kind": "noise"}})
+    assert parse_tree(merged).augmentor.std == 0.05

@@ -1,0 +1,20 @@
+"""Importing the commands costs neither a GPU nor the packages that only some runs need."""
+
+import json
+import subprocess
+import sys
+
+CODE = """
+import json, sys
+import hard_fast.train, hard_fast.study, hard_kernels, torch
+heavy = ["timm", "bitsandbytes", "triton", "nvidia.dali", "sklearn", "matplotlib", "tensorboard"]
+print(json.dumps({
+    "loaded": [name for name in heavy if name in sys.modules],
+    "cuda": torch.cuda.is_initialized(),
+}))
+"""
+
+
+def test_importing_loads_nothing_heavy():
+    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {"loaded": [], "cuda": False}
