@@ -1,0 +1,199 @@
+"""python -m hard_fast.study --config FILE_OR_NAME [section.key=value ...]
+
+Runs a set of runs x seeds, each a child process of `train`, and prints one table beside the
+paper's numbers. Finished runs are not run again.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from rich.console import Console
+
+from hard_fast.config import RunConfig, shrink
+from hard_fast.report.page import write_study_report
+from hard_fast.report.table import row_statistics, study_table
+from hard_fast.runtime.configfile import Config, ConfigError, Source, dump, merge, parse, read
+from hard_fast.runtime.environment import versions
+from hard_fast.runtime.files import write_atomic
+
+
+class RowConfig(Config):
+    """One row of the table: what differs from the study's common run."""
+
+    seeds: list[int] | None = None
+    """Seeds of this row; None: the study's."""
+    teacher_row: str | None = None
+    """A row above whose student is this row's teacher: of the same seed, or of its first."""
+    run: dict[str, Any] = {}
+    """Sections of the run that differ from the common ones."""
+
+
+class StudyConfig(Config):
+    """What a study compares. The file's other sections are the common run."""
+
+    title: str
+    seeds: list[int] = Field(default=[0], min_length=1)
+    metrics: list[str] = Field(min_length=1)
+    """Final metrics of a run that become columns."""
+    jobs: int = Field(default=1, ge=1)
+    """Runs at a time; each gets an equal share of the machine's threads."""
+    paper: dict[str, dict[str, float]] = {}
+    """Published numbers: row, metric, value."""
+
+
+class _Study(Config):
+    study: StudyConfig
+    rows: dict[str, RowConfig] = Field(min_length=1)
+
+
+class _Run:
+    """One row at one seed: its configuration and the directory named after both."""
+
+    def __init__(
+        self, row: str, seed: int, config: RunConfig, study_dir: Path, teacher: "_Run | None"
+    ) -> None:
+        self.row, self.seed, self.teacher = row, seed, teacher
+        self.depth: int = teacher.depth + 1 if teacher else 0
+        self.run_dir = study_dir / row / f"seed{seed}-{config.fingerprint[:8]}"
+        self.config = config.model_copy(update={"run_dir": str(self.run_dir)})
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """What the finished run found; None before that."""
+        path = self.run_dir / "summary.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def start(self, num_threads: int) -> None:
+        """Run it to its end; its progress goes to log.txt.
+
+        Raises:  RuntimeError with the end of the log if it failed.
+        """
+        if self.teacher and self.teacher.summary is None:
+            raise RuntimeError(f"{self.row} seed {self.seed}: its teacher's run failed")
+        file, log_path = self.run_dir / "config.toml", self.run_dir / "log.txt"
+        write_atomic(file, dump(self.config.model_dump(mode="json")))
+        command = [sys.executable, "-m", "hard_fast.train", "--config", str(file)]
+        threads = {"OMP_NUM_THREADS": str(num_threads), "MKL_NUM_THREADS": str(num_threads)}
+        with log_path.open("a") as log:
+            done = subprocess.run(command, stderr=log, stdout=log, env=os.environ | threads)
+        if done.returncode:
+            last = "".join(log_path.read_text().strip().splitlines()[-1:])
+            raise RuntimeError(f"{self.row} seed {self.seed}: {last} ({log_path})")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a study; the exit code is 0, 1 if a run failed, or 2 after a line about a mistake."""
+    parser = argparse.ArgumentParser(prog="hard_fast.study", description=__doc__)
+    parser.add_argument("--config", required=True, metavar="FILE_OR_NAME")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    options = parser.parse_args(arguments)
+    try:
+        study, runs, study_dir = load_study(options.config, options.overrides)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    console = Console(stderr=True)
+    started = time.monotonic()
+    failures = _run_all(runs, study.study.jobs, console)
+    result = collect(study, runs, study_dir, time.monotonic() - started)
+    write_atomic(study_dir / "study.json", json.dumps(result, indent=2) + "\n")
+    Console().print(study_table(result))
+    for failure in failures:
+        console.print(f"failed: {failure}", markup=False, soft_wrap=True)
+    if any(result["rows"].values()):
+        console.print(str(write_study_report(study_dir)), soft_wrap=True)
+    return 1 if failures else 0
+
+
+def load_study(name: str, overrides: list[str]) -> tuple[_Study, list[_Run], Path]:
+    """The study of a file, its runs, and its directory.
+
+    Raises:  ConfigError, one line, for a mistake in any of its runs.
+    """
+    source = read(name, overrides)
+    if "study" not in source.tree:
+        raise ConfigError(f"{name} is one run: python -m hard_fast.train --config {name}")
+    common = {key: value for key, value in source.tree.items() if key not in ("study", "rows")}
+    own = {key: value for key, value in source.tree.items() if key not in common}
+    study = parse(_Study, Source(own, source.origin))
+    study_dir = Path(common.pop("run_dir", f"runs/{study.study.title}"))
+    runs: dict[tuple[str, int], _Run] = {}
+    for row, row_config in study.rows.items():
+        for seed in row_config.seeds or study.study.seeds:
+            tree = merge(merge(common, row_config.run), {"seed": seed, "run_dir": str(study_dir)})
+            teacher = _teacher(row, row_config, seed, runs)
+            if teacher:
+                tree["teacher"] = teacher.config.student.model_dump(mode="json")
+                tree["teacher"]["checkpoint"] = str(teacher.run_dir / "student.safetensors")
+            try:
+                config = parse(RunConfig, shrink(Source(tree, source.origin)))
+            except ConfigError as error:
+                raise ConfigError(f"rows.{row}: {error}") from None
+            runs[row, seed] = _Run(row, seed, config, study_dir, teacher)
+    return study, list(runs.values()), study_dir
+
+
+def _teacher(
+    row: str, config: RowConfig, seed: int, runs: dict[tuple[str, int], _Run]
+) -> _Run | None:
+    if config.teacher_row is None:
+        return None
+    found = {s: run for (name, s), run in runs.items() if name == config.teacher_row}
+    if not found:
+        raise ConfigError(f"rows.{row}.teacher_row = {config.teacher_row!r}: no such row above it")
+    return found[seed] if seed in found else next(iter(found.values()))
+
+
+def collect(study: _Study, runs: list[_Run], study_dir: Path, seconds: float) -> dict[str, Any]:
+    """What study.json holds: statistics of the finished runs beside the paper's numbers."""
+    finished = [run for run in runs if run.summary]
+    metrics = {row: [r.summary["metrics"] for r in finished if r.row == row] for row in study.rows}
+    places = {
+        row: [str(run.run_dir.relative_to(study_dir)) for run in finished if run.row == row]
+        for row in study.rows
+    }
+    return {
+        "study": study.study.title,
+        "rows": row_statistics(metrics, study.study.metrics),
+        "paper": study.study.paper,
+        "metrics": study.study.metrics,
+        "runs": places,
+        "seconds": seconds,
+        "run_seconds": sum(run.summary["timing"]["seconds"] for run in finished),
+        "versions": versions(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+    }
+
+
+def _run_all(runs: list[_Run], jobs: int, console: Console) -> list[str]:
+    """Start every run that is not finished, `jobs` at a time; the messages of those that failed."""
+    num_threads = max(1, (os.cpu_count() or 1) // jobs)
+    failures: list[str] = []
+
+    def run(one: _Run) -> None:
+        if one.summary is not None:
+            return
+        try:
+            one.start(num_threads)
+        except RuntimeError as error:
+            failures.append(str(error))
+            return
+        scores = "  ".join(f"{k} {v:.4g}" for k, v in one.summary["metrics"].items())
+        console.print(f"{one.row} seed {one.seed}: {scores}", highlight=False, soft_wrap=True)
+
+    for depth in range(1 + max(one.depth for one in runs)):
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(run, [one for one in runs if one.depth == depth]))
+    return failures
+
+
+if __name__ == "__main__":
+    sys.exit(main())

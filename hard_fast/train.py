@@ -1,0 +1,91 @@
+"""torchrun -m hard_fast.train --config FILE_OR_NAME [section.key=value ...]"""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from hard_fast.config import RunConfig, shrink
+from hard_fast.report.page import write_run_report
+from hard_fast.runtime import dist
+from hard_fast.runtime.configfile import ConfigError, dump, parse, read
+from hard_fast.runtime.environment import peak_memory_gib, versions
+from hard_fast.runtime.files import write_atomic
+from hard_fast.trainer import Trainer
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train one run; the exit code is 0, or 2 after one line about a mistake."""
+    parser = argparse.ArgumentParser(prog="hard_fast.train", description=__doc__)
+    parser.add_argument("--config", required=True, metavar="FILE_OR_NAME")
+    parser.add_argument("--resume", choices=["auto", "never"], default="auto")
+    parser.add_argument("--print-config", action="store_true", help="show the resolved run")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        config = load_config(options.config, options.overrides)
+        if options.print_config:
+            print(dump(config.model_dump(mode="json")), end="")
+            return 0
+        train(config, resume=options.resume == "auto")
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        dist.leave()
+    return 0
+
+
+def load_config(name: str, overrides: list[str]) -> RunConfig:
+    """The run that a file and the command line describe, shrunk if it says smoke = true."""
+    source = read(name, overrides)
+    if "study" in source.tree:
+        raise ConfigError(
+            f"{name} is a study; run it with: python -m hard_fast.study --config {name}"
+        )
+    return parse(RunConfig, shrink(source))
+
+
+def train(config: RunConfig, *, resume: bool = True) -> dict[str, Any]:
+    """Run to the end; leaves summary.json, student.safetensors and report.html in the run_dir."""
+    world = dist.join(config.train.device)
+    run_dir = Path(config.run_dir)
+    if world.is_main:
+        _claim(run_dir, config, resume)
+    dist.barrier()
+    summary = Trainer(config, world, resume=resume).run()
+    if not world.is_main:
+        return summary
+    summary["timing"] |= {"peak_memory_gib": peak_memory_gib(world.device)}
+    summary |= {"config_hash": config.fingerprint, "versions": versions(world.device)}
+    write_atomic(run_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    report = write_run_report(run_dir)
+    scores = "  ".join(f"{name} {value:.4g}" for name, value in summary["metrics"].items())
+    print(f"{scores}\n{report}", file=sys.stderr)
+    return summary
+
+
+def _claim(run_dir: Path, config: RunConfig, resume: bool) -> None:
+    """Write the resolved configuration, or make sure that the one there is the same.
+
+    A run that is there already and must not be continued is moved aside, never overwritten.
+    """
+    path = run_dir / "config.toml"
+    if path.is_file() and not resume:
+        number = 1
+        while (aside := run_dir.with_name(f"{run_dir.name}.old-{number}")).exists():
+            number += 1
+        run_dir.rename(aside)
+    if path.is_file() and load_config(str(path), []).fingerprint != config.fingerprint:
+        raise ValueError(
+            f"run_dir = {str(run_dir)!r} holds a run of another configuration; choose another "
+            "run_dir, or --resume never to move that one aside"
+        )
+    write_atomic(path, dump(config.model_dump(mode="json")))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

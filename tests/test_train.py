@@ -1,0 +1,184 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hard_fast.metrics import read_rows
+from hard_fast.runtime.configfile import dump, merge
+from hard_fast.train import load_config, main
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def write(folder, tree, **changes):
+    path = folder / "config-in.toml"
+    path.write_text(dump(merge(tree, changes)))
+    return str(path)
+
+
+def command(config, *overrides):
+    return [sys.executable, "-m", "hard_fast.train", "--config", config, *overrides]
+
+
+def test_a_run_ends_with_summary_weights_report_and_resolved_config(tiny_run, tmp_path, capsys):
+    config = write(tmp_path, tiny_run)
+    assert main(["--config", config, "train.steps=3"]) == 0
+    run_dir = Path(tiny_run["run_dir"])
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["steps"] == 3 and set(summary["metrics"]) == {"top1", "nll"}
+    timing = summary["timing"]
+    assert timing["images_per_s"] > 0 and 0 <= timing["data_wait_share"] < 1
+    assert timing["peak_memory_gib"] > 0 and summary["versions"]["torch"]
+    assert (run_dir / "student.safetensors").is_file()
+    assert "<html" in (run_dir / "report.html").read_text()
+    resolved = load_config(str(run_dir / "config.toml"), [])
+    assert resolved.train.steps == 3 and summary["config_hash"] == resolved.fingerprint
+    assert "report.html" in capsys.readouterr().err
+
+
+def test_the_same_command_again_changes_nothing_and_another_config_is_refused(
+    tiny_run, tmp_path, capsys
+):
+    config = write(tmp_path, tiny_run, train={"steps": 3, "gallery": False})
+    assert main(["--config", config]) == 0
+    weights = (Path(tiny_run["run_dir"]) / "student.safetensors").read_bytes()
+    rows = read_rows(Path(tiny_run["run_dir"]) / "metrics.jsonl")
+    assert main(["--config", config]) == 0
+    assert (Path(tiny_run["run_dir"]) / "student.safetensors").read_bytes() == weights
+    assert read_rows(Path(tiny_run["run_dir"]) / "metrics.jsonl") == rows
+    assert main(["--config", config, "seed=1"]) == 2
+    assert "another configuration" in capsys.readouterr().err
+    assert main(["--config", config, "seed=1", "--resume", "never"]) == 0
+    aside = Path(tiny_run["run_dir"] + ".old-1")
+    assert (aside / "student.safetensors").read_bytes() == weights
+
+
+def test_print_config_shows_a_file_that_is_the_same_run(tiny_run, tmp_path, capsys):
+    config = write(tmp_path, tiny_run)
+    assert main(["--config", config, "--print-config", "optim.lr=0.5"]) == 0
+    shown = tmp_path / "shown.toml"
+    shown.write_text(capsys.readouterr().out)
+    want = load_config(config, ["optim.lr=0.5"])
+    assert load_config(str(shown), []) == want and want.optim.lr == 0.5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["optim.lrr=1"], "did you mean 'lr'"),
+        (["data.kind=mnist", "data.root=/nowhere"], "hard_fast.data.prepare mnist"),
+        (["student.name=mpl"], "mlp"),
+        (["teacher.checkpoint=gone.pth"], "gone.pth"),
+        (["train.batch_size=1000"], "train.batch_size"),
+        (["student.options={hiden=[3]}"], "hidden"),
+    ],
+)
+def test_a_mistake_ends_in_one_line(tiny_run, tmp_path, capsys, overrides, words):
+    assert main(["--config", write(tmp_path, tiny_run), *overrides]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("error: ") and words in said and "\n" not in said
+
+
+def test_a_study_is_sent_to_its_own_command(capsys):
+    assert main(["--config", "quickstart"]) == 2
+    assert "hard_fast.study --config quickstart" in capsys.readouterr().err
+
+
+def test_smoke_shrinks_a_real_setting_to_seconds(tiny_run, tmp_path):
+    tree = tiny_run | {
+        "data": {"kind": "mnist", "root": "nowhere"},
+        "student": {"name": "vit_mnist"},
+        "teacher": {"name": "resnet18_3x3", "checkpoint": "none.pth"},
+        "train": {"epochs": 400, "batch_size": 256, "tensorboard": False},
+    }
+    assert main(["--config", write(tmp_path, tree), "smoke=true"]) == 0
+    summary = json.loads((Path(tiny_run["run_dir"]) / "summary.json").read_text())
+    assert summary["steps"] == 3
+
+
+def test_a_killed_run_started_again_ends_with_the_same_weights(tiny_run, tmp_path):
+    """SIGKILL at random moments until the run is through, against the unbroken run."""
+    train = {"steps": 200, "log_every": 7, "gallery": False}
+    config = write(tmp_path, tiny_run, train=train, checkpoint={"every_steps": 10})
+    assert main(["--config", config, f"run_dir={tmp_path / 'whole'}"]) == 0
+    pause, kills = random.Random(0), 0
+    checkpoints = Path(tiny_run["run_dir"]) / "checkpoints"
+    while True:
+        num_before = len(list(checkpoints.glob("*.json")))
+        process = subprocess.Popen(command(config), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+        if kills < 3:
+            _wait_for_progress(process, checkpoints, num_before)
+            time.sleep(pause.uniform(0.0, 0.3))
+            process.send_signal(signal.SIGKILL)
+            kills += process.wait() == -signal.SIGKILL
+        if process.wait() == 0:
+            break
+    assert kills == 3
+    whole = load_file(tmp_path / "whole" / "student.safetensors")
+    broken = load_file(Path(tiny_run["run_dir"]) / "student.safetensors")
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+    rows = [
+        [{k: v for k, v in row.items() if k != "timing"} for row in read_rows(d / "metrics.jsonl")]
+        for d in (tmp_path / "whole", Path(tiny_run["run_dir"]))
+    ]
+    assert rows[0] == rows[1]
+
+
+def _wait_for_progress(process, checkpoints, num_before):
+    """Return once the run wrote a checkpoint, so that each kill finds it somewhere further on."""
+    newest = max((p.stat().st_mtime for p in checkpoints.glob("*.json")), default=0.0)
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        if max((p.stat().st_mtime for p in checkpoints.glob("*.json")), default=0.0) > newest:
+            return
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("kind", ["hard", "mixup"])
+def test_two_processes_are_equal_to_each_other_and_to_one(tiny_run, tmp_path, kind):
+    """Same noise, same order, averaged gradients: without dropout and BatchNorm nothing differs."""
+    tree = merge(
+        tiny_run,
+        {
+            "student": {"options": {"hidden": [16], "dropout": 0.0}},
+            "optim": {"kind": "sgd", "lr": 0.05, "clip_norm": 1.0},
+            "augmentor_optim": {"kind": "sgd", "lr": 0.001},
+            "train": {"steps": 8},
+        },
+    )
+    if kind == "mixup":
+        tree |= {"augmentor": {"kind": "mixup"}, "schedule": {"kind": "student_only"}}
+        tree |= {"objective": {"kind": "kd", "ce_share": 0.3}}
+        del tree["augmentor_optim"]
+    config = write(tmp_path, tree)
+    assert main(["--config", config, f"run_dir={tmp_path / 'one'}"]) == 0
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [sys.executable, *torchrun, "-m", "hard_fast.train", "--config", config],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    one = load_file(tmp_path / "one" / "student.safetensors")
+    two = load_file(Path(tiny_run["run_dir"]) / "student.safetensors")
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-6)
+    switches = [
+        [
+            (row["step"], row["to"])
+            for row in read_rows(d / "metrics.jsonl")
+            if row["kind"] == "switch"
+        ]
+        for d in (tmp_path / "one", Path(tiny_run["run_dir"]))
+    ]
+    assert switches[0] == switches[1] and bool(switches[0]) == (kind == "hard")
