@@ -80,7 +80,7 @@ class DistillStep(nn.Module):
             view = self.make_view(phase, batch, noise)
             if phase is Phase.JOINT:
                 # Value x, gradient -1: the student descends and the augmentor climbs in one pass.
-                view = view._replace(image=2.0 * view.image.detach() - view.image)
+                view = View(2.0 * view.image.detach() - view.image, view.target_BK)
             teacher = self._see(self.teacher, view.image) if needs.teacher else None
         if needs.keep < 1.0:
             view, teacher = self._keep(needs, view, teacher)

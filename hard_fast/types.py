@@ -35,7 +35,7 @@ Noise = dict[str, Tensor]
 
 
 class View(NamedTuple):
-    """What an augmentor reads and returns.
+    """What an augmentor reads and returns. (Build it anew: torch 2.11 cannot compile `_replace`.)
 
     image:     [M,C,H,W] float in [0,1]; uint8 only before the first augmentor of a chain.
     target_BK: [M,K] soft labels that belong to the picture; None where the data have no labels.

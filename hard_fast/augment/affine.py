@@ -46,4 +46,4 @@ class Affine(Augmentor):
         # Only the lower triangle counts, so that a full scale is a Cholesky factor.
         spread = draw * self.scale if self.scale.ndim == 1 else draw @ self.scale.tril().T
         theta = (self.mean + spread).view(-1, 1, 2, 3)
-        return view._replace(image=affine_mix(view.image, theta, padding=self.padding))
+        return View(affine_mix(view.image, theta, padding=self.padding), view.target_BK)

@@ -75,7 +75,7 @@ class Identity(Augmentor):
 
     def forward(self, view: View, noise: Noise) -> View:
         """The same images, float."""
-        return view._replace(image=to_float(view.image))
+        return View(to_float(view.image), view.target_BK)
 
 
 class RandomWarp(Augmentor):
@@ -102,7 +102,7 @@ class RandomWarp(Augmentor):
     def forward(self, view: View, noise: Noise) -> View:
         """Each image warped by its own matrix."""
         theta = self.matrix(noise["uniform"], view.image.shape[2:])
-        return view._replace(image=affine_mix(view.image, theta))
+        return View(affine_mix(view.image, theta), view.target_BK)
 
     def matrix(self, uniform: Tensor, size: torch.Size) -> Tensor:
         """[B,1,2,3]: output to input, normalised coordinates, from [B,6] uniform draws."""

@@ -37,4 +37,4 @@ class GaussianNoise(Augmentor):
     def forward(self, view: View, noise: Noise) -> View:
         """The noisy images, clamped to [0,1] where the data are pictures."""
         image = to_float(view.image) + self.mean + self.std * noise["normal"]
-        return view._replace(image=image.clamp(0.0, 1.0) if self.is_picture else image)
+        return View(image.clamp(0.0, 1.0) if self.is_picture else image, view.target_BK)
