@@ -92,12 +92,12 @@ class Checkpointer:
     def _payload(self, step: int) -> bytes | None:
         path = self._folder / f"step_{step:09d}.pt"
         try:
-            note = json.loads(path.with_suffix(".json").read_text())
+            expected = json.loads(path.with_suffix(".json").read_text())["sha256"]
             payload = path.read_bytes()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             _log.warning("%s: skipped, not a whole checkpoint (%s)", path, error)
             return None
-        if hashlib.sha256(payload).hexdigest() != note["sha256"]:
+        if hashlib.sha256(payload).hexdigest() != expected:
             _log.warning("%s: skipped, it is torn or damaged (checksum differs)", path)
             return None
         return payload

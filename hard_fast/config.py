@@ -13,7 +13,7 @@ from hard_fast.models.zoo import NetworkConfig
 from hard_fast.objectives import ObjectiveConfig
 from hard_fast.optim.build import OptimConfig
 from hard_fast.optim.schedule import ConstantRateConfig
-from hard_fast.phases import JointConfig, ScheduleConfig, StudentOnlyConfig
+from hard_fast.phases import JointConfig, ScheduleConfig, StudentOnlyConfig, ThresholdConfig
 from hard_fast.runtime.compile import CompileMode, Precision
 from hard_fast.runtime.configfile import Config, Source, fingerprint, merge
 
@@ -49,7 +49,7 @@ class TrainConfig(Config):
 class RunConfig(Config):
     """One run, complete. A file in configs/ holds what differs from these defaults."""
 
-    run_dir: str = "runs/run"
+    run_dir: str = Field(default="runs/run", min_length=1)
     """Where everything the run writes goes."""
     seed: int = Field(default=0, ge=0)
     smoke: bool = False
@@ -78,7 +78,13 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "RunConfig":
-        for check in (_check_teacher, _check_learning, _check_targets, _check_validation):
+        for check in (
+            _check_teacher,
+            _check_learning,
+            _check_targets,
+            _check_schedule,
+            _check_validation,
+        ):
             check(self)
         return self
 
@@ -103,8 +109,7 @@ def _check_learning(config: RunConfig) -> None:
             f"schedule.kind = {schedule!r} trains the augmentor, but augmentor.kind = {maker!r} "
             "has nothing to learn; use 'affine' or 'noise', or schedule.kind = 'student_only'"
         )
-    is_own_phase = not isinstance(config.schedule, StudentOnlyConfig | JointConfig)
-    if is_own_phase and config.objective.kind in ("ce", "kd"):
+    if is_own_phase(config.schedule) and config.objective.kind in ("ce", "kd"):
         raise ValueError(
             f"objective.kind = {config.objective.kind!r} has no loss for the augmentor's phase of "
             f"schedule.kind = {schedule!r}; use 'hard'"
@@ -132,6 +137,26 @@ def _check_targets(config: RunConfig) -> None:
     )
     if config.is_regression and wants_label:
         raise ValueError("data.kind = 'line' has no labels: no ce_share, reference = 'teacher'")
+
+
+def _check_schedule(config: RunConfig) -> None:
+    schedule, objective = config.schedule, config.objective
+    if isinstance(schedule, ThresholdConfig) and objective.distance == "kl" and schedule.l_max >= 1:
+        raise ValueError(
+            f"schedule.l_max = {schedule.l_max}: the error is a share of the images, below 1"
+        )
+    if config.is_regression and config.augmentor.kind not in ("identity", "mixup", "noise"):
+        raise ValueError(
+            f"augmentor.kind = {config.augmentor.kind!r} changes pictures; data.kind = 'line' has "
+            "none; use 'identity', 'mixup' or 'noise'"
+        )
+    if config.bank != BankConfig() and not is_own_phase(schedule):
+        raise ValueError(f"bank: schedule.kind = {schedule.kind!r} does not use it; remove it")
+
+
+def is_own_phase(schedule: ScheduleConfig) -> bool:
+    """Whether the augmentor learns in phases of its own."""
+    return not isinstance(schedule, StudentOnlyConfig | JointConfig)
 
 
 def _check_validation(config: RunConfig) -> None:
@@ -162,7 +187,7 @@ def shrink(source: Source) -> Source:
     small: dict[str, Any] = {"train": {**_table(tree, "train"), "steps": 3, "batch_size": 8}}
     small["train"].pop("epochs", None)
     kind = _table(tree, "data").get("kind")
-    if kind != "line":
+    if kind not in ("line", "synthetic"):
         is_grey = kind in ("mnist", "digits")
         small["data"] = {
             "kind": "synthetic",
@@ -171,6 +196,10 @@ def shrink(source: Source) -> Source:
             "num_train": 32,
             "num_test": 16,
         }
+    if _table(tree, "schedule").get("kind") == "threshold":
+        # Three steps are to see both phases.
+        turns = {"consecutive": 1, "lag": 0, "max_student_steps": 1, "max_augmentor_steps": 1}
+        small["schedule"] = {**_table(tree, "schedule"), **turns, "min_student_steps": 0}
     for key in ("student", "teacher"):
         if key in tree:
             small[key] = _small_network(_table(tree, key))

@@ -58,10 +58,13 @@ class ThresholdConfig(Config):
     """The augmentor's turn ends above this error."""
     consecutive: int = Field(default=5, ge=1)
     """Steps in a row for which a threshold must be passed."""
-    max_student_steps: int | None = Field(default=None, ge=1)
-    """End the student's turn after this many steps at the latest; None: it learns on."""
-    max_augmentor_steps: int | None = Field(default=200, ge=1)
-    """End the augmentor's turn after this many steps at the latest."""
+    min_student_steps: int = Field(default=0, ge=0)
+    """The student's turn lasts this many steps at least, so that an augmentor which finds nothing
+    cannot take most of the run."""
+    max_student_steps: int = Field(default=10_000, ge=1)
+    """The student's turn ends after this many steps at the latest."""
+    max_augmentor_steps: int = Field(default=200, ge=1)
+    """The augmentor's turn ends after this many steps at the latest."""
     on_timeout: Literal["keep", "identity", "bank"] = "keep"
     """What an augmentor that ran out of steps becomes: it stays, restarts from the untouched one,
     or from a random one of the bank. It enters the bank only if it stays."""
@@ -72,6 +75,16 @@ class ThresholdConfig(Config):
     def _thresholds_are_apart(self) -> "ThresholdConfig":
         if self.l_min >= self.l_max:
             raise ValueError(f"l_min = {self.l_min} must be below l_max = {self.l_max}")
+        if self.max_augmentor_steps < self.consecutive + self.lag:
+            raise ValueError(
+                f"max_augmentor_steps = {self.max_augmentor_steps} ends the turn before "
+                f"consecutive = {self.consecutive} errors are seen at a lag of {self.lag}"
+            )
+        if self.min_student_steps > self.max_student_steps:
+            raise ValueError(
+                f"min_student_steps = {self.min_student_steps} is above max_student_steps = "
+                f"{self.max_student_steps}"
+            )
         return self
 
 
@@ -160,14 +173,15 @@ class PhaseController:
             seen = float(self._late.popleft())
             has_passed = seen < config.l_min if is_student else seen > config.l_max
             self._passed = self._passed + 1 if has_passed else 0
-        if self._passed >= config.consecutive:
+        may_end = not is_student or self.phase_step >= config.min_student_steps
+        if may_end and self._passed >= config.consecutive:
             bound = (
                 f"below l_min {config.l_min:g}" if is_student else f"above l_max {config.l_max:g}"
             )
             reason = f"error {seen:.3g} {bound} for {config.consecutive} steps"
             return Switch(step, self.phase, self._other(), reason, seen)
         longest = config.max_student_steps if is_student else config.max_augmentor_steps
-        if longest is not None and self.phase_step >= longest:
+        if self.phase_step >= longest:
             bound = f"l_min {config.l_min:g}" if is_student else f"l_max {config.l_max:g}"
             at = "no error yet" if seen is None else f"error {seen:.3g}"
             reason = f"{bound} not reached in {longest} steps ({at})"
@@ -213,7 +227,5 @@ def advice(switch: Switch, teacher_change: float | None) -> str | None:
             f"teacher is not invariant to it ({changed})"
         )
     if teacher_change is not None and teacher_change > 0.3:
-        return (
-            f"{changed} on the augmented inputs: it is not invariant, and will mislead the student"
-        )
+        return f"the teacher is not invariant to the augmentor and may mislead: {changed}"
     return None

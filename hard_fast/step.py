@@ -85,10 +85,12 @@ class DistillStep(nn.Module):
         if needs.keep < 1.0:
             view, teacher = self._keep(needs, view, teacher)
         student = tuple(self._see(self.student, view.image) for _ in range(needs.student_copies))
-        clean = to_float(batch.image)
-        with torch.no_grad():
-            clean_teacher = self._see(self.teacher, clean) if needs.clean_teacher else None
-        clean_student = self._see(self.student, clean) if needs.clean_student else None
+        clean_teacher = clean_student = None
+        if needs.clean_teacher:
+            with torch.no_grad():
+                clean_teacher = self._see(self.teacher, to_float(batch.image))
+        if needs.clean_student:
+            clean_student = self._see(self.student, to_float(batch.image))
         seen = Seen(batch, view, noise, student, teacher, clean_student, clean_teacher)
         if phase is Phase.AUGMENTOR:
             return self.objective.augmentor_loss(seen)

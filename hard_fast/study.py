@@ -15,15 +15,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from rich.console import Console
 
 from hard_fast.config import RunConfig, shrink
 from hard_fast.report.page import write_study_report
 from hard_fast.report.table import row_statistics, study_table
-from hard_fast.runtime.configfile import Config, ConfigError, Source, dump, merge, parse, read
+from hard_fast.runtime.configfile import (
+    COMMAND_LINE,
+    Config,
+    ConfigError,
+    Source,
+    dotted,
+    dump,
+    merge,
+    parse,
+    read,
+)
 from hard_fast.runtime.environment import versions
 from hard_fast.runtime.files import write_atomic
+from hard_fast.runtime.rows import as_json
 
 
 class RowConfig(Config):
@@ -54,6 +65,18 @@ class _Study(Config):
     study: StudyConfig
     rows: dict[str, RowConfig] = Field(min_length=1)
 
+    @model_validator(mode="after")
+    def _rows_fit(self) -> "_Study":
+        for name, row in self.rows.items():
+            taken = {"seed": "seeds", "run_dir": "the study's own run_dir"}
+            if row.teacher_row is not None:
+                taken["teacher"] = "teacher_row"
+            for key in taken.keys() & row.run.keys():
+                raise ValueError(f"rows.{name}.run.{key}: is set by {taken[key]}; remove it")
+        for name in self.study.paper.keys() - self.rows.keys():
+            raise ValueError(f"study.paper.{name}: there is no such row")
+        return self
+
 
 class _Run:
     """One row at one seed: its configuration and the directory named after both."""
@@ -72,7 +95,7 @@ class _Run:
         path = self.run_dir / "summary.json"
         return json.loads(path.read_text()) if path.is_file() else None
 
-    def start(self, num_threads: int) -> None:
+    def start(self, num_threads: int, resume: str) -> None:
         """Run it to its end; its progress goes to log.txt.
 
         Raises:  RuntimeError with the end of the log if it failed.
@@ -82,6 +105,7 @@ class _Run:
         file, log_path = self.run_dir / "config.toml", self.run_dir / "log.txt"
         write_atomic(file, dump(self.config.model_dump(mode="json")))
         command = [sys.executable, "-m", "hard_fast.train", "--config", str(file)]
+        command += ["--resume", resume]
         threads = {"OMP_NUM_THREADS": str(num_threads), "MKL_NUM_THREADS": str(num_threads)}
         with log_path.open("a") as log:
             done = subprocess.run(command, stderr=log, stdout=log, env=os.environ | threads)
@@ -94,18 +118,19 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a study; the exit code is 0, 1 if a run failed, or 2 after a line about a mistake."""
     parser = argparse.ArgumentParser(prog="hard_fast.study", description=__doc__)
     parser.add_argument("--config", required=True, metavar="FILE_OR_NAME")
+    parser.add_argument("--resume", choices=["auto", "never"], default="auto")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     options = parser.parse_args(arguments)
     try:
         study, runs, study_dir = load_study(options.config, options.overrides)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     console = Console(stderr=True)
     started = time.monotonic()
-    failures = _run_all(runs, study.study.jobs, console)
+    failures = _run_all(runs, study.study.jobs, options.resume, console)
     result = collect(study, runs, study_dir, time.monotonic() - started)
-    write_atomic(study_dir / "study.json", json.dumps(result, indent=2) + "\n")
+    write_atomic(study_dir / "study.json", json.dumps(as_json(result), indent=2) + "\n")
     Console().print(study_table(result))
     for failure in failures:
         console.print(f"failed: {failure}", markup=False, soft_wrap=True)
@@ -125,6 +150,9 @@ def load_study(name: str, overrides: list[str]) -> tuple[_Study, list[_Run], Pat
     common = {key: value for key, value in source.tree.items() if key not in ("study", "rows")}
     own = {key: value for key, value in source.tree.items() if key not in common}
     study = parse(_Study, Source(own, source.origin))
+    if "seed" in common:
+        raise ConfigError(f"{source.origin['seed']}: seed: a study has study.seeds instead")
+    _check_overrides(study, common, source)
     study_dir = Path(common.pop("run_dir", f"runs/{study.study.title}"))
     runs: dict[tuple[str, int], _Run] = {}
     for row, row_config in study.rows.items():
@@ -140,6 +168,17 @@ def load_study(name: str, overrides: list[str]) -> tuple[_Study, list[_Run], Pat
                 raise ConfigError(f"rows.{row}: {error}") from None
             runs[row, seed] = _Run(row, seed, config, study_dir, teacher)
     return study, list(runs.values()), study_dir
+
+
+def _check_overrides(study: _Study, common: dict[str, Any], source: Source) -> None:
+    """Refuse an override of the common run that some rows would ignore."""
+    given = {key for key in dotted(common) if source.origin.get(key) == COMMAND_LINE}
+    for row, config in study.rows.items():
+        for key in sorted(given & set(dotted(config.run))):
+            if not any(other.startswith(f"{key}.") for other in given):
+                raise ConfigError(
+                    f"{COMMAND_LINE}: {key}: row {row} sets its own; add rows.{row}.run.{key}=..."
+                )
 
 
 def _teacher(
@@ -173,17 +212,17 @@ def collect(study: _Study, runs: list[_Run], study_dir: Path, seconds: float) ->
     }
 
 
-def _run_all(runs: list[_Run], jobs: int, console: Console) -> list[str]:
+def _run_all(runs: list[_Run], jobs: int, resume: str, console: Console) -> list[str]:
     """Start every run that is not finished, `jobs` at a time; the messages of those that failed."""
     num_threads = max(1, (os.cpu_count() or 1) // jobs)
     failures: list[str] = []
 
     def run(one: _Run) -> None:
-        if one.summary is not None:
+        if one.summary is not None and resume == "auto":
             return
         try:
-            one.start(num_threads)
-        except RuntimeError as error:
+            one.start(num_threads, resume)
+        except (RuntimeError, OSError) as error:
             failures.append(str(error))
             return
         scores = "  ".join(f"{k} {v:.4g}" for k, v in one.summary["metrics"].items())

@@ -13,6 +13,7 @@ from hard_fast.runtime import dist
 from hard_fast.runtime.configfile import ConfigError, dump, parse, read
 from hard_fast.runtime.environment import peak_memory_gib, versions
 from hard_fast.runtime.files import write_atomic
+from hard_fast.runtime.rows import as_json
 from hard_fast.trainer import Trainer
 
 
@@ -31,8 +32,10 @@ def main(arguments: list[str] | None = None) -> int:
             print(dump(config.model_dump(mode="json")), end="")
             return 0
         train(config, resume=options.resume == "auto")
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        # Every process meets the same mistake; one of them says it.
+        if dist.is_main_process():
+            print(f"error: {error}", file=sys.stderr)
         return 2
     finally:
         dist.leave()
@@ -53,38 +56,46 @@ def train(config: RunConfig, *, resume: bool = True) -> dict[str, Any]:
     """Run to the end; leaves summary.json, student.safetensors and report.html in the run_dir."""
     world = dist.join(config.train.device)
     run_dir = Path(config.run_dir)
+    mistake = dist.broadcast_object(_claim(run_dir, config, resume) if world.is_main else None)
+    if mistake:
+        raise ValueError(mistake)
+    trainer = Trainer(config, world, resume=resume)
     if world.is_main:
-        _claim(run_dir, config, resume)
-    dist.barrier()
-    summary = Trainer(config, world, resume=resume).run()
+        # Not before all parts are built: a run that never began must not claim the directory.
+        write_atomic(run_dir / "config.toml", dump(config.model_dump(mode="json")))
+    summary = trainer.run()
     if not world.is_main:
         return summary
     summary["timing"] |= {"peak_memory_gib": peak_memory_gib(world.device)}
     summary |= {"config_hash": config.fingerprint, "versions": versions(world.device)}
-    write_atomic(run_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_atomic(run_dir / "summary.json", json.dumps(as_json(summary), indent=2) + "\n")
     report = write_run_report(run_dir)
     scores = "  ".join(f"{name} {value:.4g}" for name, value in summary["metrics"].items())
     print(f"{scores}\n{report}", file=sys.stderr)
     return summary
 
 
-def _claim(run_dir: Path, config: RunConfig, resume: bool) -> None:
-    """Write the resolved configuration, or make sure that the one there is the same.
+def _claim(run_dir: Path, config: RunConfig, resume: bool) -> str | None:
+    """Make the directory ready for this run; what stands against it, in one line, or None.
 
     A run that is there already and must not be continued is moved aside, never overwritten.
     """
     path = run_dir / "config.toml"
-    if path.is_file() and not resume:
-        number = 1
-        while (aside := run_dir.with_name(f"{run_dir.name}.old-{number}")).exists():
-            number += 1
-        run_dir.rename(aside)
-    if path.is_file() and load_config(str(path), []).fingerprint != config.fingerprint:
-        raise ValueError(
-            f"run_dir = {str(run_dir)!r} holds a run of another configuration; choose another "
-            "run_dir, or --resume never to move that one aside"
-        )
-    write_atomic(path, dump(config.model_dump(mode="json")))
+    try:
+        if path.is_file() and not resume:
+            number = 1
+            while (aside := run_dir.with_name(f"{run_dir.name}.old-{number}")).exists():
+                number += 1
+            run_dir.rename(aside)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if path.is_file() and load_config(str(path), []).fingerprint != config.fingerprint:
+            return (
+                f"run_dir = {str(run_dir)!r} holds a run of another configuration; choose another "
+                "run_dir, or --resume never to move that one aside"
+            )
+    except OSError as error:
+        return f"run_dir = {str(run_dir)!r}: cannot be used: {error.strerror}"
+    return None
 
 
 if __name__ == "__main__":

@@ -12,26 +12,29 @@ import torch
 from torch import nn
 
 from hard_fast.augment import build_augmentor
+from hard_fast.augment.base import draw_share
 from hard_fast.bank import AugmentorBank
 from hard_fast.checkpoint import BestWeights, Checkpointer
 from hard_fast.config import RunConfig
 from hard_fast.data import ArrayLoader, load_data
 from hard_fast.evals.runner import evaluate
-from hard_fast.metrics import Meter, MetricsLog, ProgressLine
+from hard_fast.journal import Journal
+from hard_fast.metrics import Meter
 from hard_fast.models.taps import Tapped
 from hard_fast.models.zoo import NetworkConfig, build_network, save_weights
 from hard_fast.objectives import build_objective
 from hard_fast.optim.learner import Learner
 from hard_fast.optim.schedule import Verdict
-from hard_fast.phases import PhaseController, Switch, advice
+from hard_fast.phases import PhaseController, Switch, ThresholdConfig, advice
 from hard_fast.report.figures import write_gallery
 from hard_fast.runtime import dist
 from hard_fast.runtime.clock import Clock
 from hard_fast.runtime.compile import amp_dtype, compiled
 from hard_fast.runtime.dist import World
+from hard_fast.runtime.rows import is_finite
 from hard_fast.runtime.seed import default_generator, derive_seed, reseed
 from hard_fast.step import DistillStep
-from hard_fast.types import Batch, Noise, Phase
+from hard_fast.types import Batch, Phase
 
 _NUM_GALLERY_IMAGES = 10
 
@@ -81,13 +84,16 @@ class Trainer:
     def _build_networks(self) -> None:
         config, world = self.config, self.world
         images = self.data.train.image
-        self.teacher = self._network(config.teacher, "teacher") if config.teacher else None
-        self.student = self._network(config.student, "student")
+        objective = build_objective(config.objective)
+        needs = [objective.needs(phase) for phase in Phase]
+        taps = sorted({name for need in needs for name in need.student_taps})
+        self.student = self._network(config.student, "student", taps)
+        taps = sorted({name for need in needs for name in need.teacher_taps})
+        self.teacher = self._network(config.teacher, "teacher", taps) if config.teacher else None
         torch.manual_seed(derive_seed(config.seed, "augmentor"))
         augmentor = build_augmentor(
             config.augmentor, images.shape[1:], is_picture=images.dtype == torch.uint8
         )
-        objective = build_objective(config.objective)
         self.net = DistillStep(
             augmentor,
             self.student,
@@ -99,13 +105,17 @@ class Trainer:
         dist.broadcast_module(self.net)
         self.forward = compiled(self.net, config.train.compile, world.device)
 
-    def _network(self, network: NetworkConfig, stream: str) -> nn.Module:
-        torch.manual_seed(derive_seed(self.config.seed, stream))
-        num_classes, (channels, size, _) = self.data.num_classes, self.data.train.image.shape[1:]
-        built = build_network(
-            network, num_classes=num_classes, in_channels=channels, image_size=size
-        )
-        return Tapped(built).to(memory_format=torch.channels_last)
+    def _network(self, network: NetworkConfig, role: str, taps: list[str]) -> nn.Module:
+        torch.manual_seed(derive_seed(self.config.seed, role))
+        channels, height, width = self.data.train.image.shape[1:]
+        sizes = {"in_channels": channels, "image_size": height}
+        try:
+            if height != width:
+                raise ValueError(f"needs square pictures, and these are {height}x{width}")
+            built = build_network(network, num_classes=self.data.num_classes, **sizes)
+            return Tapped(built, tuple(taps)).to(memory_format=torch.channels_last)
+        except ValueError as error:
+            raise ValueError(f"[{role}] {error}") from error
 
     def _build_learning(self) -> None:
         config, net = self.config, self.net
@@ -131,10 +141,13 @@ class Trainer:
     def train_step(self) -> Switch | None:
         """One batch, one update of the networks whose turn it is; the switch it led to, if any."""
         step, phase, seed = self.step, self.controller.phase, self.config.seed
+        self.last_phase = phase
         waiting_since = time.perf_counter()
         batch = self.loader.next_batch()
         self.clock.count(self.config.train.batch_size, time.perf_counter() - waiting_since)
-        noise = self.draw_noise(batch, step)
+        generator = reseed(self.noise_generator, seed, "noise", step)
+        rank, num_ranks = self.world.rank, self.world.size
+        noise = draw_share(self.net.augmentor, batch.image.shape, generator, rank, num_ranks)
         if self.bank is not None and phase is Phase.STUDENT:
             self.bank.draw_into(self.net.drawn, step)
         # Dropout's generator, seeded by the step, needs no place in a checkpoint.
@@ -147,39 +160,24 @@ class Trainer:
             self.learner.update(step)
         if phase is not Phase.STUDENT:
             self.augmentor_learner.update(step)
+        if phase is Phase.AUGMENTOR:
             self.phase_meter.add(phase, terms.logs)
         self.meter.add(phase, terms.logs)
         self.phase_steps[phase.value] += 1
         self.step += 1
         return self.controller.observe(step, error)
 
-    def draw_noise(self, batch: Batch, step: int) -> Noise:
-        """This rank's share of the noise of the global batch."""
-        num_mine, rank = batch.image.shape[0], self.world.rank
-        generator = reseed(self.noise_generator, self.config.seed, "noise", step)
-        shape = torch.Size((num_mine * self.world.size, *batch.image.shape[1:]))
-        mine = slice(rank * num_mine, (rank + 1) * num_mine)
-        noise = self.net.augmentor.draw_noise(shape, generator)
-        return {name: value[mine] if value.ndim else value for name, value in noise.items()}
-
     def run(self) -> dict[str, Any]:
         """Train to the end; returns the results, with what depends on the clock under `timing`."""
-        self.log = None
-        if self.world.is_main:
-            board = self.config.train.tensorboard
-            self.log = MetricsLog(self.run_dir, resume_step=self.step, use_tensorboard=board)
-        with ProgressLine(self.num_steps, is_shown=self.world.is_main) as self.progress:
-            if self.step:
-                self.progress.say(f"resumed at step {self.step} of {self.num_steps}")
+        place = {"num_steps": self.num_steps, "first_step": self.step}
+        board, is_main = self.config.train.tensorboard, self.world.is_main
+        with Journal(self.run_dir, **place, use_tensorboard=board, is_main=is_main) as self.journal:
             while self.step < self.num_steps and not self.is_done:
                 switch = self.train_step()
                 if switch:
                     self._change_phase(switch)
                 self._keep_books()
-            results = self._finish()
-        if self.log:
-            self.log.close()
-        return results
+            return self._finish()
 
     def _change_phase(self, switch: Switch) -> None:
         """Save or reset the augmentor whose turn ended, change the learner, say why."""
@@ -198,8 +196,7 @@ class Trainer:
         row = {"reason": switch.reason, "error": switch.error, "teacher_change": change}
         self._write("switch", {**phases, **row})
         if (text := advice(switch, change)) is not None:
-            self._write("warning", {"text": text})
-            self.progress.say(f"warning, step {self.step}: {text}")
+            self._warn(text)
 
     def _keep_books(self) -> None:
         """Rows, evaluation and checkpoint where they are due; a checkpoint follows its rows."""
@@ -207,11 +204,23 @@ class Trainer:
         if self.step % self.config.train.log_every == 0 or is_last:
             learners = {"student": self.learner, "augmentor": self.augmentor_learner}
             lr = {name: learner.lr(self.step - 1) for name, learner in learners.items() if learner}
-            row = {"phase": self.controller.phase.value, "lr": lr, **self.meter.means()}
+            row = {"phase": self.last_phase.value, "lr": lr, **self.meter.means()}
             self._write("train", row | {"timing": self.clock.window()})
-        if self.step % self.eval_every == 0 or is_last:
+            if not is_finite(row):
+                self._warn("a loss is no finite number: the run is lost; try a lower optim.lr")
+        is_threshold = isinstance(self.config.schedule, ThresholdConfig)
+        if is_last and is_threshold and not self.phase_steps["augmentor"]:
+            self._warn("the student never stayed below l_min, so the augmentor never learned")
+        is_eval = self.step % self.eval_every == 0 or is_last
+        is_save = self.step % self.save_every == 0 or is_last
+        if is_eval or is_save:
+            # BatchNorm statistics and sums differ between ranks; scores and files hold their mean.
+            dist.mean_([b for b in self.student.buffers() if b.is_floating_point()])
+            self.meter.share()
+            self.phase_meter.share()
+        if is_eval:
             self._evaluate()
-        if self.step % self.save_every == 0 or is_last or self.is_done:
+        if is_save or self.is_done:
             if self.world.is_main:
                 self.checkpointer.save(self.step, self._parts())
             dist.barrier()
@@ -220,7 +229,7 @@ class Trainer:
         metrics = self._scores(self.student, with_val=True)
         self.net.learn(self.controller.phase)
         self._write("eval", metrics)
-        if self.log and self.config.train.gallery and self.data.train.image.dtype == torch.uint8:
+        if self.config.train.gallery and self.journal.is_main:
             self._save_gallery()
         if "val_top1" not in metrics:
             return
@@ -239,14 +248,18 @@ class Trainer:
 
     def _save_gallery(self) -> None:
         images = next(iter(self.data.test.values()))
-        batch = Batch(images.image[:_NUM_GALLERY_IMAGES], images.label[:_NUM_GALLERY_IMAGES])
+        # An even number, since mixing pairs neighbours.
+        num = min(_NUM_GALLERY_IMAGES, len(images.label) // 2 * 2)
+        batch = Batch(images.image[:num], images.label[:num])
+        if batch.image.dtype != torch.uint8 or num == 0:
+            return
         generator = reseed(self.noise_generator, self.config.seed, "gallery", self.step)
         noise = self.net.augmentor.draw_noise(batch.image.shape, generator)
         with torch.no_grad():
             made = self.net.make_view(Phase.AUGMENTOR, batch, noise).image
         path = self.run_dir / "gallery" / f"step_{self.step:08d}.png"
         write_gallery(path, batch.image, made)
-        self.log.picture("augmented", path, self.step)
+        self.journal.picture("augmented", path, self.step)
 
     def _finish(self) -> dict[str, Any]:
         is_best = self.config.train.select == "best" or self.is_done
@@ -264,30 +277,17 @@ class Trainer:
             "timing": self.clock.totals(),
         }
 
+    def _warn(self, text: str) -> None:
+        self._write("warning", {"text": text})
+
     def _write(self, kind: str, row: dict[str, Any]) -> None:
-        when = {"step": self.step, "epoch": self.step / self.loader.num_steps_per_epoch}
-        full = {"kind": kind, **when, **row}
-        if self.log:
-            self.log.write(full)
-        self.progress.update(full)
+        self.journal.write(kind, self.step, self.step / self.loader.num_steps_per_epoch, row)
 
     def _parts(self) -> dict[str, Any]:
         # Noise, order and dropout are functions of the step, so no generator is among them.
-        parts = {
-            "run": self,
-            "student": self.student,
-            "objective": self.net.objective,
-            "augmentor": self.net.augmentor,
-            "learner": self.learner,
-            "augmentor_learner": self.augmentor_learner,
-            "bank": self.bank,
-            "controller": self.controller,
-            "loader": self.loader,
-            "best": self.best,
-            "meter": self.meter,
-            "phase_meter": self.phase_meter,
-            "clock": self.clock,
-        }
+        own = ("student", "learner", "augmentor_learner", "bank", "controller", "loader", "best")
+        parts = {name: getattr(self, name) for name in (*own, "meter", "phase_meter", "clock")}
+        parts |= {"run": self, "objective": self.net.objective, "augmentor": self.net.augmentor}
         return {name: part for name, part in parts.items() if part is not None}
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from hard_fast.config import RunConfig, shrink
@@ -45,6 +47,12 @@ LINE = {"kind": "line"}
             {"train": {"steps": 3, "select": "best"}, "data": {"kind": "digits", "val_share": 0.0}},
             "val_share",
         ),
+        ({"schedule": {"kind": "threshold", "l_max": 1.0}}, "a share of the images"),
+        ({"schedule": {"kind": "threshold", "max_augmentor_steps": 3}}, "ends the turn before"),
+        ({"data": LINE, "objective": {"kind": "hard", "distance": "mse"}}, "changes pictures"),
+        ({"schedule": {"kind": "joint"}, "bank": {"capacity": 3}}, "does not use it"),
+        ({"objective": {"kind": "hard", "temperature": float("inf")}}, "objective.temperature"),
+        ({"run_dir": ""}, "run_dir"),
         ({"data": {"kind": "digitz"}}, "did you mean 'digits'"),
         ({"augmentor": {"kind": "affine", "stdd": 1}}, "did you mean 'std'"),
         ({"optim": {"lr": 0.1, "rate": {"kind": "cosin"}}}, "did you mean 'cosine'"),
@@ -71,6 +79,8 @@ def test_smoke_keeps_the_kinds_and_shrinks_the_rest(tiny_run):
     assert config.teacher.name == "test_resnet" and config.teacher.checkpoint is None
     assert config.student.name == "vit_cifar" and config.student.options["depth"] == 1
     assert config.augmentor.kind == "affine"
+    tree = json.loads(config.model_dump_json(exclude_none=True))
+    assert parse_tree(tree) == config, "shrinking what is small already changes nothing"
 
 
 def test_every_shipped_run_is_valid_and_says_what_it_is():

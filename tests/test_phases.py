@@ -28,7 +28,7 @@ def drive(controller, errors, first=0):
 
 
 def threshold(**changes):
-    base = {"l_min": 0.1, "l_max": 0.5, "consecutive": 2, "lag": 0, "max_augmentor_steps": None}
+    base = {"l_min": 0.1, "l_max": 0.5, "consecutive": 2, "lag": 0, "max_augmentor_steps": 1000}
     return ThresholdConfig(**base | changes)
 
 
@@ -55,6 +55,12 @@ def test_a_phase_has_a_maximum_length_and_the_reason_says_so():
     assert {step: s.after for step, s in found.items()} == {3: AUGMENTOR, 6: STUDENT}
     assert all(s.has_timed_out for s in found.values())
     assert "l_max 0.5 not reached in 3 steps (error 0.3)" in found[6].reason
+
+
+def test_the_students_turn_has_a_minimum_length():
+    controller = PhaseController(threshold(min_student_steps=6))
+    found = drive(controller, [0.05] * 6 + [0.6] * 2)
+    assert {step: s.after for step, s in found.items()} == {5: AUGMENTOR, 7: STUDENT}
 
 
 def test_resume_in_the_middle_decides_as_if_nothing_had_happened():
@@ -102,6 +108,8 @@ def test_student_only_and_joint_never_switch():
 def test_impossible_settings_are_refused():
     with pytest.raises(ValidationError, match="must be below l_max"):
         threshold(l_min=0.5)
+    with pytest.raises(ValidationError, match="is above max_student_steps"):
+        threshold(min_student_steps=5, max_student_steps=4)
     with pytest.raises(ValidationError, match="leaves the student none"):
         EpochsConfig(every=5, augmentor_epochs=5)
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from hard_fast.runtime.configfile import dump, merge
+from hard_fast.runtime.configfile import ConfigError, dump, merge
 from hard_fast.study import load_study, main
 
 
@@ -39,6 +39,7 @@ def write(tmp_path, tree):
     return str(path)
 
 
+@pytest.mark.slow
 def test_a_study_runs_its_rows_once_and_tells_what_it_found(study, tmp_path, capsys):
     config = write(tmp_path, study)
     short = ["train.steps=2", "study.seeds=[0]", "study.jobs=2", "train.gallery=false"]
@@ -62,9 +63,10 @@ def test_a_study_runs_its_rows_once_and_tells_what_it_found(study, tmp_path, cap
     assert again["rows"] == result["rows"] and again["run_seconds"] == result["run_seconds"]
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_named_and_the_rest_goes_on(study, tmp_path, capsys):
     study["rows"]["kd"]["run"]["student"] = {"name": "cnn", "options": {"widths": [8] * 9}}
-    del study["rows"]["hard"]
+    del study["rows"]["hard"], study["study"]["paper"]
     config = write(tmp_path, study)
     assert main(["--config", config, "train.steps=1", "study.seeds=[0]"]) == 1
     shown = capsys.readouterr()
@@ -108,6 +110,10 @@ def test_the_directory_of_a_run_follows_its_configuration(study, tmp_path):
         ({"rows": {"kd": {"run": {"optim": {"lrr": 1}}}}}, "rows.kd: "),
         ({"rows": {"kd": {"sedes": [1]}}}, "did you mean 'seeds'"),
         ({"study": {"job": 2}}, "did you mean 'jobs'"),
+        ({"study": {"paper": {"hrad": {"top1": 1.0}}}}, "study.paper.hrad: there is no such row"),
+        ({"rows": {"kd": {"run": {"seed": 3}}}}, "rows.kd.run.seed: is set by seeds"),
+        ({"rows": {"kd": {"run": {"teacher": {"name": "mlp"}}}}}, "is set by teacher_row"),
+        ({"seed": 3}, "a study has study.seeds"),
         ({"study": {"seeds": []}}, "study.seeds"),
     ],
 )
@@ -116,6 +122,14 @@ def test_a_mistake_ends_in_one_line_before_anything_runs(study, tmp_path, capsys
     said = capsys.readouterr().err.strip()
     assert said.startswith("error: ") and words in said and "\n" not in said
     assert not Path(study["run_dir"]).exists()
+
+
+def test_an_override_that_a_row_would_ignore_is_refused(study, tmp_path):
+    config = write(tmp_path, study)
+    with pytest.raises(ConfigError, match=r"objective.kind: row teacher sets its own; add rows"):
+        load_study(config, ["objective.kind=kd"])
+    _, runs, _ = load_study(config, ["optim.lr=0.5"])
+    assert all(run.config.optim.lr == 0.5 for run in runs)
 
 
 def test_a_single_run_is_sent_to_its_own_command(tiny_run, tmp_path, capsys):

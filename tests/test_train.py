@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hard_fast.metrics import read_rows
 from hard_fast.runtime.configfile import dump, merge
+from hard_fast.runtime.rows import read_rows
 from hard_fast.train import load_config, main
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -61,6 +61,29 @@ def test_the_same_command_again_changes_nothing_and_another_config_is_refused(
     assert (aside / "student.safetensors").read_bytes() == weights
 
 
+def test_a_run_that_could_not_be_built_does_not_claim_its_directory(tiny_run, tmp_path, capsys):
+    config = write(tmp_path, tiny_run, train={"steps": 1, "gallery": False})
+    assert main(["--config", config, "teacher.checkpoint=gone.pth"]) == 2
+    assert "[teacher] gone.pth" in capsys.readouterr().err
+    assert main(["--config", config]) == 0
+
+
+@pytest.mark.parametrize("place", ["a_file", "a_file/below"])
+def test_a_directory_that_cannot_be_used_is_one_line(tiny_run, tmp_path, capsys, place):
+    (tmp_path / "a_file").write_text("x")
+    assert main(["--config", write(tmp_path, tiny_run), f"run_dir={tmp_path / place}"]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("error: run_dir = ") and "\n" not in said
+
+
+def test_a_run_whose_numbers_explode_says_so_and_leaves_json_that_all_can_read(tiny_run, tmp_path):
+    assert main(["--config", write(tmp_path, tiny_run), "optim.lr=1e30", "train.steps=4"]) == 0
+    run_dir = Path(tiny_run["run_dir"])
+    warnings = [row for row in read_rows(run_dir / "metrics.jsonl") if row["kind"] == "warning"]
+    assert any("no finite number" in row["text"] for row in warnings)
+    json.loads((run_dir / "summary.json").read_text(), parse_constant=pytest.fail)
+
+
 def test_print_config_shows_a_file_that_is_the_same_run(tiny_run, tmp_path, capsys):
     config = write(tmp_path, tiny_run)
     assert main(["--config", config, "--print-config", "optim.lr=0.5"]) == 0
@@ -104,6 +127,7 @@ def test_smoke_shrinks_a_real_setting_to_seconds(tiny_run, tmp_path):
     assert summary["steps"] == 3
 
 
+@pytest.mark.slow
 def test_a_killed_run_started_again_ends_with_the_same_weights(tiny_run, tmp_path):
     """SIGKILL at random moments until the run is through, against the unbroken run."""
     train = {"steps": 200, "log_every": 7, "gallery": False}
@@ -142,6 +166,7 @@ def _wait_for_progress(process, checkpoints, num_before):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hard", "mixup"])
 def test_two_processes_are_equal_to_each_other_and_to_one(tiny_run, tmp_path, kind):
     """Same noise, same order, averaged gradients: without dropout and BatchNorm nothing differs."""

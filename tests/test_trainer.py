@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from hard_fast.config import RunConfig
-from hard_fast.metrics import read_rows
+from hard_fast.journal import Journal
 from hard_fast.runtime.configfile import Source, merge, parse
 from hard_fast.runtime.dist import World
+from hard_fast.runtime.rows import read_rows
 from hard_fast.trainer import Trainer
 
 WORLD = World(0, 1, torch.device("cpu"))
@@ -71,7 +72,7 @@ def test_resume_from_any_step_is_the_same_run_bit_for_bit(tiny_run, tmp_path):
             if first.checkpointer.steps()[:1] == [step]:
                 break
             _one_step(first)
-        first.log.close()
+        first.journal.__exit__()
         second = build(tree, run_dir=str(cut_dir))
         assert second.step == step
         second.run()
@@ -82,11 +83,9 @@ def test_resume_from_any_step_is_the_same_run_bit_for_bit(tiny_run, tmp_path):
 
 def _one_step(trainer):
     """What `run` does in one turn of its loop, so that a test can stop between two."""
-    from hard_fast.metrics import MetricsLog, ProgressLine
-
     if trainer.step == 0:
-        trainer.log = MetricsLog(trainer.run_dir, resume_step=0, use_tensorboard=False)
-        trainer.progress = ProgressLine(12, is_shown=False)
+        settings = {"num_steps": 12, "first_step": 0, "use_tensorboard": False}
+        trainer.journal = Journal(trainer.run_dir, **settings)
     switch = trainer.train_step()
     if switch:
         trainer._change_phase(switch)
@@ -129,7 +128,7 @@ def test_idle_networks_do_not_change(tiny_run):
 
 @pytest.mark.parametrize("then", ["keep", "identity", "bank"])
 def test_what_follows_a_phase_that_ran_out_of_steps(tiny_run, then):
-    schedule = tiny_run["schedule"] | {"l_min": 0.999, "l_max": 1.5, "on_timeout": then}
+    schedule = tiny_run["schedule"] | {"l_min": 0.9989, "l_max": 0.999, "on_timeout": then}
     trainer = build(tiny_run, schedule=schedule)
     untouched = trainer.net.augmentor.mean.detach().clone()
     trainer.run()
@@ -166,6 +165,21 @@ def test_every_fixed_augmentor_runs(tiny_run, kind):
     fixed = {"augmentor": {"kind": kind}, "schedule": {"kind": "student_only"}}
     results = build(tiny_run, **fixed, objective={"kind": "kd", "ce_share": 0.5}).run()
     assert results["phases"] == {"student": 12}
+
+
+def test_a_schedule_that_never_switched_says_so(tiny_run):
+    trainer = build(tiny_run, schedule=tiny_run["schedule"] | {"l_min": 0.0, "l_max": 0.5})
+    trainer.run()
+    assert "augmentor never learned" in rows(trainer, "warning")[-1]["text"]
+
+
+@pytest.mark.parametrize("num_test", [1, 5])
+def test_a_gallery_of_mixed_pairs_takes_an_even_number(tiny_run, num_test):
+    del tiny_run["augmentor_optim"]
+    fixed = {"augmentor": {"kind": "mixup"}, "schedule": {"kind": "student_only"}}
+    trainer = build(tiny_run, **fixed, objective={"kind": "kd"}, data={"num_test": num_test})
+    trainer.run()
+    assert (trainer.run_dir / "gallery").exists() == (num_test > 1)
 
 
 def test_mixing_pairs_needs_an_even_batch(tiny_run):

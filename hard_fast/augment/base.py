@@ -30,6 +30,19 @@ class Augmentor(nn.Module):
         raise NotImplementedError
 
 
+def draw_share(
+    augmentor: Augmentor, shape: torch.Size, generator: torch.Generator, rank: int, num_ranks: int
+) -> Noise:
+    """One rank's rows of the noise that its augmentor draws for the global batch.
+
+    Args:    shape: [B,C,H,W] of the rank's own batch.
+    """
+    whole = torch.Size((shape[0] * num_ranks, *shape[1:]))
+    mine = slice(rank * shape[0], (rank + 1) * shape[0])
+    noise = augmentor.draw_noise(whole, generator)
+    return {name: value[mine] if value.ndim else value for name, value in noise.items()}
+
+
 def to_float(image: Tensor) -> Tensor:
     """uint8 pixels as fp32 in [0,1]; float data as they are."""
     return image / 255.0 if image.dtype == torch.uint8 else image

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 from hard_kernels import affine_mix
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from hard_fast.augment.base import Augmentor, to_float
@@ -43,6 +43,13 @@ class RandomAffineConfig(Config):
     scale: tuple[float, float] = (0.7, 1.1)
     """Smallest and largest magnification."""
     shear_deg: float = Field(default=10.0, ge=0.0, lt=90.0)
+
+    @field_validator("scale")
+    @classmethod
+    def _is_a_range(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if not 0.0 < scale[0] <= scale[1]:
+            raise ValueError(f"scale = {list(scale)}: must be [smallest, largest], above 0")
+        return scale
 
 
 class ShiftsConfig(Config):

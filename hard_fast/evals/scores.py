@@ -3,21 +3,28 @@
 Letters: B samples, K classes (or regression outputs).
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
 def classification_sums(logits_BK: Tensor, label_B: Tensor) -> Tensor:
-    """[3] fp64: samples, right answers, negative log-likelihood in nats."""
-    nll = F.cross_entropy(logits_BK.float(), label_B, reduction="sum")
+    """[3] fp64: labelled samples, right answers, negative log-likelihood in nats.
+
+    Args:    label_B: class, or -1 for a sample without one, which does not count.
+    """
+    nll = F.cross_entropy(logits_BK.float(), label_B, ignore_index=-1, reduction="sum")
     right = (logits_BK.argmax(1) == label_B).sum()
-    return torch.stack([right.new_tensor(len(label_B)).double(), right.double(), nll.double()])
+    return torch.stack([(label_B >= 0).sum().double(), right.double(), nll.double()])
 
 
 def classification_scores(sums: Tensor) -> dict[str, float]:
-    """top1 in percent and nll in nats per sample, from added-up sums."""
+    """top1 in percent and nll in nats per sample, from added-up sums; NaN without a label."""
     num, right, nll = sums.tolist()
+    if num == 0:
+        return {"top1": math.nan, "nll": math.nan}
     return {"top1": 100.0 * right / num, "nll": nll / num}
 
 

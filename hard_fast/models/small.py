@@ -28,25 +28,31 @@ def cnn(
     widths: Widths = (128, 64, 64),
     dropout: Probability = 0.1,
     batch_norm: bool = False,
+    pools: tuple[Count, ...] = (1, 2, 3),
+    padded: bool = False,
 ) -> nn.Sequential:
-    """A plain CNN: 3x3 convolutions without padding, max-pooled by 1, 2, 3 in turn.
+    """A plain CNN: 3x3 convolutions, each max-pooled, then the mean over what is left.
 
     Args:    widths: output channels of each convolution. dropout: probability after each pooling.
              batch_norm: a BatchNorm2d between each convolution and its ReLU.
+             pools: side of the max-pooling after each convolution.
+             padded: pad convolutions and poolings, so that what lies at the border counts in full.
     Returns: [B,C,H,W] -> [B,K]; 112,650 parameters by default for one channel and ten classes.
     Raises:  ValueError if the picture is too small for the convolutions and poolings.
-    Source:  Nix et al. 2022 (Orbit), the MNIST teacher; batch_norm is ours.
+    Source:  Nix et al. 2022 (Orbit), the MNIST teacher; batch_norm, pools, padded are ours.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     channels, left_px = in_channels, image_size
-    for i, width in enumerate(widths, start=1):
-        layers[f"conv{i}"] = nn.Conv2d(channels, width, 3)
+    if len(pools) != len(widths):
+        raise ValueError(f"pools = {list(pools)}: needs one for each of {len(widths)} widths")
+    for i, (width, pool) in enumerate(zip(widths, pools, strict=True), start=1):
+        layers[f"conv{i}"] = nn.Conv2d(channels, width, 3, padding=int(padded))
         if batch_norm:
             layers[f"norm{i}"] = nn.BatchNorm2d(width)
         layers[f"relu{i}"] = nn.ReLU()
-        layers[f"pool{i}"] = nn.MaxPool2d(i)
+        layers[f"pool{i}"] = nn.MaxPool2d(pool, ceil_mode=padded)
         layers[f"dropout{i}"] = nn.Dropout(dropout)
-        channels, left_px = width, (left_px - 2) // i
+        channels, left_px = width, left_px if padded else (left_px - 2) // pool
         if left_px < 1:
             raise ValueError(f"image_size = {image_size}: too small for {len(widths)} convolutions")
     layers["pool"] = nn.AdaptiveAvgPool2d(1)

@@ -66,7 +66,7 @@ def build_network(
     own_mean, own_std = _own_statistics(config.name, net, in_channels)
     mean = _per_channel("mean", own_mean if config.mean is None else config.mean, in_channels)
     std = _per_channel("std", own_std if config.std is None else config.std, in_channels)
-    if min(std) <= 0:
+    if not min(std) > 0:
         raise ValueError(f"std = {list(std)}: must be above 0")
     return Normalized(net, mean, std)
 

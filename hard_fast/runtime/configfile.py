@@ -17,14 +17,14 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "configs"
-_COMMAND_LINE = "command line"
+COMMAND_LINE = "command line"
 _IDENTITY_KEYS = ("kind", "name")
 
 
 class Config(BaseModel):
     """Base of every component's configuration: frozen, strict, no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ConfigError(ValueError):
@@ -64,7 +64,7 @@ def read(name: str, overrides: Sequence[str] = ()) -> Source:
     """The tree of a file, its base below it and the command line's `section.key=value` above it."""
     path = find(name)
     tree = _load(path)
-    origin = dict.fromkeys(_dotted(tree), str(path))
+    origin = dict.fromkeys(dotted(tree), str(path))
     if (base := tree.pop("base", None)) is not None:
         if not isinstance(base, str):
             raise ConfigError(f"{path}: base = {base!r}: must be the name of one file")
@@ -74,12 +74,12 @@ def read(name: str, overrides: Sequence[str] = ()) -> Source:
         base_tree = _load(base_path)
         if "base" in base_tree:
             raise ConfigError(f"{base_path}: a base file cannot have a base itself (from {path})")
-        origin = dict.fromkeys(_dotted(base_tree), str(base_path)) | origin
+        origin = dict.fromkeys(dotted(base_tree), str(base_path)) | origin
         tree = merge(base_tree, tree)
     typed: dict[str, Any] = {}
     for override in overrides:
         _set(typed, override)
-    origin |= dict.fromkeys(_dotted(typed), _COMMAND_LINE)
+    origin |= dict.fromkeys(dotted(typed), COMMAND_LINE)
     return Source(merge(tree, typed), origin)
 
 
@@ -126,6 +126,8 @@ def _load(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _set(tree: dict[str, Any], override: str) -> None:
@@ -144,20 +146,21 @@ def _set(tree: dict[str, Any], override: str) -> None:
     tree[parts[-1]] = value
 
 
-def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Every key of a tree as section.key, tables included."""
     for key, value in tree.items():
         yield f"{prefix}{key}"
         if isinstance(value, Mapping):
-            yield from _dotted(value, f"{prefix}{key}.")
+            yield from dotted(value, f"{prefix}{key}.")
 
 
 def _one_line(model: type[BaseModel], source: Source, error: Mapping[str, Any]) -> str:
     """One line for one pydantic error: file, key, value, what is wrong, nearest valid name."""
     known, parts = _walk(model, error["loc"])
     key = ".".join(parts)
-    origin, inside = _origin(source, key), ""
+    origin = _origin(source, key)
     if origin is None:
-        origin, inside = next(iter(source.origin.values()), _COMMAND_LINE), ""
+        origin = next(iter(source.origin.values()), COMMAND_LINE)
     match error["type"]:
         case "extra_forbidden":
             return (
@@ -183,7 +186,7 @@ def _one_line(model: type[BaseModel], source: Source, error: Mapping[str, Any]) 
         case "value_error":
             said = str(error["ctx"]["error"])
             where = f"{key}: " if key else ""
-            return f"{origin}: {where}{said}{inside}"
+            return f"{origin}: {where}{said}"
     reason = error["msg"][:1].lower() + error["msg"][1:]
     return f"{origin}: {key} = {_short(error['input'])}: {reason}"
 

@@ -26,7 +26,7 @@ class World(NamedTuple):
 
 
 def join(device: str = "auto", timeout_s: float = 1800.0) -> World:
-    """Join the process group that torchrun or Slurm describes, or stand alone.
+    """Join the process group that torchrun describes, or stand alone.
 
     Args:    device: `auto` (a GPU where there is one), `cpu` or `cuda`.
     Raises:  ValueError if `cuda` is asked for and there is none.
@@ -48,6 +48,11 @@ def join(device: str = "auto", timeout_s: float = 1800.0) -> World:
             device_id=target if use_cuda else None,
         )
     return World(rank, size, target)
+
+
+def is_main_process() -> bool:
+    """Whether this process is rank 0, also before it joined a group."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def leave() -> None:

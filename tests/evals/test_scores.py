@@ -21,6 +21,14 @@ def test_top1_and_nll_by_hand_and_added_up_over_batches():
     assert classification_scores(parts) == pytest.approx(whole)
 
 
+def test_samples_without_a_label_do_not_count():
+    logits = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    scores = classification_scores(classification_sums(logits, torch.tensor([0, 1, -1])))
+    assert scores["top1"] == 50.0
+    none = classification_scores(classification_sums(logits, torch.full((3,), -1)))
+    assert math.isnan(none["top1"])
+
+
 def test_mse_by_hand():
     sums = regression_sums(torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [4.0]]))
     assert regression_scores(sums) == {"mse": 2.5}

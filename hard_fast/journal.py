@@ -1,0 +1,173 @@
+"""What a run tells: rows in metrics.jsonl, TensorBoard, a progress line."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hard_fast.runtime.files import write_atomic
+from hard_fast.runtime.rows import as_json, read_rows
+
+# Which entry of a row is a sentence, by the row's kind.
+_TEXTS = {"warning": "text", "switch": "reason"}
+
+
+class MetricsLog:
+    """metrics.jsonl and TensorBoard of one run directory. Only rank 0 has one.
+
+    Args:    resume_step: keep the rows up to this step and drop what came after it; the run writes
+                 those again. 0 for a new run.
+    """
+
+    def __init__(self, run_dir: Path, *, resume_step: int, use_tensorboard: bool) -> None:
+        self.path = run_dir / "metrics.jsonl"
+        kept = [row for row in read_rows(self.path) if row["step"] <= resume_step]
+        write_atomic(self.path, "".join(_line(row) for row in kept if resume_step))
+        self._file = self.path.open("a", encoding="utf-8")
+        self._board = None
+        if use_tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one row, {"kind", "step", ...}; what depends on the clock stands under timing."""
+        self._file.write(_line(row))
+        self._file.flush()
+        if self._board is None:
+            return
+        if row["kind"] in _TEXTS:
+            self._board.add_text(row["kind"], row[_TEXTS[row["kind"]]], row["step"])
+            return
+        for name, value in _scalars(row):
+            self._board.add_scalar(name, value, row["step"])
+
+    def picture(self, name: str, path: Path, step: int) -> None:
+        """Show a picture file in TensorBoard."""
+        if self._board is not None:
+            pixels = np.asarray(Image.open(path).convert("RGB"))
+            self._board.add_image(name, pixels, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flush and close both."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+class ProgressLine:
+    """One live line on a terminal; elsewhere a plain line at each evaluation."""
+
+    def __init__(self, num_steps: int, *, is_shown: bool, first_step: int = 0) -> None:
+        self.console = Console(stderr=True, quiet=not is_shown)
+        self._progress = Progress(
+            TextColumn("{task.fields[phase]:>9}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=self.console,
+            disable=not (is_shown and sys.stderr.isatty()),
+        )
+        self._task = self._progress.add_task(
+            "run", total=num_steps, completed=first_step, phase="", text=""
+        )
+        self._shown: dict[str, str] = {}
+
+    def __enter__(self) -> "ProgressLine":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def update(self, row: dict[str, Any]) -> None:
+        """Show the newest training or evaluation row; other kinds change nothing."""
+        if row["kind"] == "train":
+            self._show_training(row)
+        elif row["kind"] == "eval":
+            scores = [f"{k} {v:.4g}" for k, v in row.items() if k.endswith(("top1", "mse"))]
+            self._shown["scores"] = " ".join(scores)
+        else:
+            return
+        text = "  ".join(value for value in self._shown.values() if value)
+        self._progress.update(self._task, completed=row["step"], text=text)
+        if row["kind"] == "eval" and self._progress.disable:
+            self.say(f"step {row['step']}  epoch {row['epoch']:.4g}  {text}")
+
+    def _show_training(self, row: dict[str, Any]) -> None:
+        phase, timing = row["phase"], row["timing"]
+        logs = row[phase] if phase in row else {}
+        self._shown |= {key: f"{key} {logs[key]:.3g}" for key in ("loss", "error") if key in logs}
+        wait = timing["data_wait"]
+        share = f" ({wait:.0%} waiting for data)" if wait >= 0.005 else ""
+        self._shown["speed"] = f"{timing['images_per_s']:,.0f} images/s{share}"
+        self._progress.update(self._task, phase=phase)
+
+    def say(self, text: str) -> None:
+        """A line that stays, above the live one."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+class Journal:
+    """Everything that a run writes down while it goes on; on ranks above 0 it keeps silent.
+
+    Args:    first_step: where the run continues; what was written after it is cut.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        num_steps: int,
+        first_step: int,
+        use_tensorboard: bool,
+        is_main: bool = True,
+    ) -> None:
+        self.is_main = is_main
+        self._log = None
+        if is_main:
+            self._log = MetricsLog(run_dir, resume_step=first_step, use_tensorboard=use_tensorboard)
+        self._progress = ProgressLine(num_steps, is_shown=is_main, first_step=first_step)
+
+    def __enter__(self) -> "Journal":
+        self._progress.__enter__()
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self._progress.__exit__(*reason)
+        if self._log:
+            self._log.close()
+
+    def write(self, kind: str, step: int, epoch: float, row: dict[str, Any]) -> None:
+        """Append a row and show it."""
+        full = {"kind": kind, "step": step, "epoch": epoch, **row}
+        if self._log:
+            self._log.write(full)
+        self._progress.update(full)
+        if kind == "warning":
+            self._progress.say(f"warning, step {step}: {row['text']}")
+
+    def picture(self, name: str, path: Path, step: int) -> None:
+        """Show a picture file in TensorBoard."""
+        if self._log:
+            self._log.picture(name, path, step)
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(as_json(row), allow_nan=False) + "\n"
+
+
+def _scalars(row: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    found = []
+    for key, value in row.items():
+        if isinstance(value, dict):
+            found += _scalars(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and key not in ("step", "epoch"):
+            found.append((f"{prefix}{key}", float(value)))
+    return found
