@@ -18,6 +18,19 @@ from hard_fast.train import load_config, main
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
+def run_two(*arguments):
+    """A command under torchrun with two processes."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [sys.executable, *torchrun, *arguments],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def write(folder, tree, **changes):
     path = folder / "config-in.toml"
     path.write_text(dump(merge(tree, changes)))
@@ -185,15 +198,7 @@ def test_two_processes_are_equal_to_each_other_and_to_one(tiny_run, tmp_path, ki
         del tree["augmentor_optim"]
     config = write(tmp_path, tree)
     assert main(["--config", config, f"run_dir={tmp_path / 'one'}"]) == 0
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [sys.executable, *torchrun, "-m", "hard_fast.train", "--config", config],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    run_two("-m", "hard_fast.train", "--config", config)
     one = load_file(tmp_path / "one" / "student.safetensors")
     two = load_file(Path(tiny_run["run_dir"]) / "student.safetensors")
     for name in one:
@@ -207,3 +212,44 @@ def test_two_processes_are_equal_to_each_other_and_to_one(tiny_run, tmp_path, ki
         for d in (tmp_path / "one", Path(tiny_run["run_dir"]))
     ]
     assert switches[0] == switches[1] and bool(switches[0]) == (kind == "hard")
+
+
+SAME_WEIGHTS = """
+import sys, torch
+from hard_fast.runtime import dist
+from hard_fast.train import load_config
+from hard_fast.trainer import Trainer
+world = dist.join("cpu")
+trainer = Trainer(load_config(sys.argv[1], []), world)
+trainer.run()
+for name, value in trainer.net.state_dict().items():
+    mean = value.float().clone()
+    dist.mean_([mean])
+    assert torch.equal(mean, value.float()), name
+dist.leave()
+"""
+
+
+@pytest.mark.slow
+def test_ranks_end_with_the_same_weights_and_a_run_of_two_resumes_exactly(tiny_run, tmp_path):
+    """With BatchNorm and dropout, whose statistics and masks differ between ranks on the way."""
+    network = {"name": "cnn", "options": {"widths": [4, 4, 4], "batch_norm": True}}
+    changes = {"student": network, "train": {"steps": 8}, "checkpoint": {"every_steps": 4}}
+    config = write(tmp_path, tiny_run | {"student": {}}, **changes)
+    script = tmp_path / "same_weights.py"
+    script.write_text(SAME_WEIGHTS)
+    run_two(str(script), config)
+    run_dir = Path(tiny_run["run_dir"])
+    whole = load_file(run_dir / "student.safetensors")
+    before = [
+        {k: v for k, v in r.items() if k != "timing"} for r in read_rows(run_dir / "metrics.jsonl")
+    ]
+    for path in (run_dir / "checkpoints").glob("step_000000008.*"):
+        path.unlink()
+    run_two(str(script), config)
+    again = load_file(run_dir / "student.safetensors")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    rows = [
+        {k: v for k, v in r.items() if k != "timing"} for r in read_rows(run_dir / "metrics.jsonl")
+    ]
+    assert rows == before
