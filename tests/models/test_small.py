@@ -184,3 +184,21 @@ def test_cosine_values_and_size():
     torch.testing.assert_close(net(x), torch.tensor([[1.0], [-1.0], [0.5]]))
     with pytest.raises(ValueError, match="cosine: needs one class, one channel and one pixel"):
         SMALL_NETS["cosine"](1, 1, 2)
+
+
+def test_a_padded_convolution_does_not_see_where_a_digit_lies():
+    torch.manual_seed(0)
+    options = {"widths": (4,), "pools": (1,), "dropout": 0.0, "batch_norm": True}
+    picture = torch.zeros(1, 1, 16, 16)
+    # Down to one pixel from the border; beyond it lies what padding adds, more of the same black.
+    picture[..., 5:11, 5:11] = torch.rand(6, 6)
+    moved = picture.roll((4, 4), (2, 3))
+    padded = SMALL_NETS["cnn"](10, 1, 16, padded=True, **options).eval()
+    torch.testing.assert_close(padded(moved), padded(picture), atol=1e-5, rtol=0)
+    plain = SMALL_NETS["cnn"](10, 1, 16, **options).eval()
+    assert (plain(moved) - plain(picture)).abs().max() > 1e-3
+
+
+def test_a_cnn_needs_one_pooling_per_convolution():
+    with pytest.raises(ValueError, match="needs one for each of 3 widths"):
+        SMALL_NETS["cnn"](10, 1, 28, pools=(2, 2))
