@@ -11,10 +11,10 @@ quickstart: $(VENV)/installed
 	$(RUN) -m hard_fast.study --config quickstart
 
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow and not gpu" $(if $(REAL_DATA),--real-data $(REAL_DATA))
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests -m "not slow and not gpu" $(if $(REAL_DATA),--real-data=$(REAL_DATA))
 
 test-slow: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "slow and not gpu" $(if $(REAL_DATA),--real-data $(REAL_DATA))
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests -m "slow and not gpu" $(if $(REAL_DATA),--real-data=$(REAL_DATA))
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
