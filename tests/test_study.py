@@ -65,7 +65,7 @@ def test_a_study_runs_its_rows_once_and_tells_what_it_found(study, tmp_path, cap
 
 @pytest.mark.slow
 def test_a_failed_run_is_named_and_the_rest_goes_on(study, tmp_path, capsys):
-    study["rows"]["kd"]["run"]["student"] = {"name": "cnn", "options": {"widths": [8] * 9}}
+    study["rows"]["kd"]["run"]["student"] = {"name": "cnn", "options": {"pools": [9, 9, 9]}}
     del study["rows"]["hard"], study["study"]["paper"]
     config = write(tmp_path, study)
     assert main(["--config", config, "train.steps=1", "study.seeds=[0]"]) == 1

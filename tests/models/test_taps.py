@@ -128,7 +128,7 @@ def test_a_deep_copy_records_for_itself():
 )
 def test_compiles_to_one_graph(backend, taps):
     torch._dynamo.reset()
-    net = SMALL_NETS["cnn"](4, 3, 8, widths=(4,)).eval()
+    net = SMALL_NETS["cnn"](4, 3, 8, widths=(4,), pools=(1,)).eval()
     tapped = Tapped(Normalized(net, (0.5,) * 3, (0.25,) * 3), taps)
 
     def twice(image: Tensor) -> tuple[Outputs, Outputs]:
