@@ -21,7 +21,7 @@ lint: $(VENV)/installed
 	$(VENV)/bin/ruff format --check .
 
 # The stamp is made last, so that an installation cut short is tried again.
-$(VENV)/installed: pyproject.toml
+$(VENV)/installed: pyproject.toml kernels/hard_kernels/affine_mix/cpu.cpp
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --editable ".[dev]"
 	touch $@

@@ -1,10 +1,15 @@
 """What every test shares: where real data are, one thread, and a run that takes a second."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Triton reads it when it is imported: its kernels then run in its interpreter, on CPU tensors.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
