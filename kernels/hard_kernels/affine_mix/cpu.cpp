@@ -77,7 +77,7 @@ struct Place {
 
 // Memory of one thread. Vectors are zero when made: the frame of `source` stays so.
 struct Scratch {
-  std::vector<float> source, target, mixed, row, value, row_weight;
+  std::vector<float> source, target, mixed, row, other_row, value, row_weight;
   std::vector<float> fx, fy, slope_x, slope_y, column;
   std::vector<int32_t> offset;
   std::vector<int64_t> row_starts, column_starts;
@@ -87,12 +87,12 @@ struct Scratch {
       : row_starts(patch_starts(p.P, p.H)), column_starts(patch_starts(p.Q, p.W)) {
     const size_t framed = (p.H + 2 * kFrame) * (p.W + 2 * kFrame) * kLanes + kLanes;
     const size_t padded = p.W + 8;
-    source.resize(framed);
-    row.resize(padded * kLanes);
-    if (!is_backward && p.G > 1) mixed.resize((p.H * p.W + kLanes) * kLanes);
+    for (auto* each : {&row, &other_row, &value}) each->resize(padded * kLanes);
+    if (p.theta) source.resize(framed);
+    if (p.theta && !is_backward && p.G > 1) mixed.resize((p.H * p.W + kLanes) * kLanes);
     if (is_backward && p.grad_image.data) target.resize(framed);
-    if (is_backward) value.resize(padded * kLanes);
-    for (auto* each : {&fx, &fy, &slope_x, &slope_y, &column, &row_weight}) each->resize(padded);
+    row_weight.resize(p.theta ? padded : p.G * padded * kLanes);
+    for (auto* each : {&fx, &fy, &slope_x, &slope_y, &column}) each->resize(padded);
     offset.resize(padded);
     for (int64_t w = 0; w < p.W; ++w) column[w] = w + 0.5f - 0.5f * p.W;
   }
@@ -283,6 +283,55 @@ void pack(const Problem& p, const Pictures& to, int64_t m, int64_t h, const f4* 
   if (to.type == kBfloat) pack_row<bfloat>(p, to, m, h, row);
 }
 
+// Floats per pixel in which a row is read where no tap has to be found: packed ones as they lie.
+int64_t row_lanes(const Problem& p, const Pictures& from) {
+  return from.is_packed ? p.C : kLanes;
+}
+
+template <typename T>
+void widen_line(const T* line, int64_t num, float* row) {
+  int64_t i = 0;
+  for (; i + kLanes <= num; i += kLanes) store(row + i, widen(line + i));
+  T last[kLanes] = {};
+  std::memcpy(last, line + i, (num - i) * sizeof(T));
+  store(row + i, widen(last));
+}
+
+// A row as floats: where it lies if it can be read there, else copied to `row`.
+const float* read_row(
+    const Problem& p, const Pictures& from, int64_t n, int64_t h, int64_t lanes, float* row) {
+  const int64_t at = (n * p.H + h) * p.W * p.C, num = p.W * p.C;
+  if (lanes != p.C || !from.is_packed) {
+    unpack(p, from, n, h, reinterpret_cast<f4*>(row));
+  } else if (from.type == kFloat) {
+    return static_cast<const float*>(from.data) + at;
+  } else if (from.type == kBfloat) {
+    widen_line(static_cast<const bfloat*>(from.data) + at, num, row);
+  } else {
+    widen_line(static_cast<const uint8_t*>(from.data) + at, num, row);
+  }
+  return row;
+}
+
+void write_row(
+    const Problem& p, const Pictures& to, int64_t m, int64_t h, int64_t lanes, const float* row) {
+  if (lanes != p.C) {
+    pack(p, to, m, h, reinterpret_cast<const f4*>(row));
+    return;
+  }
+  const int64_t at = (m * p.H + h) * p.W * p.C, num = p.W * p.C;
+  if (to.type == kFloat) {
+    std::copy(row, row + num, static_cast<float*>(to.data) + at);
+    return;
+  }
+  bfloat* line = static_cast<bfloat*>(to.data) + at;
+  int64_t i = 0;
+  for (; i + kLanes <= num; i += kLanes) narrow(line + i, load<f4>(row + i));
+  bfloat last[kLanes];
+  narrow(last, load<f4>(row + i));
+  std::memcpy(line + i, last, (num - i) * sizeof(bfloat));
+}
+
 HARD_KERNELS_INLINE int64_t line_floats(const Problem& p) { return (p.W + 2 * kFrame) * kLanes; }
 
 HARD_KERNELS_INLINE float* inside(const Problem& p, std::vector<float>& framed) {
@@ -433,67 +482,74 @@ HARD_KERNELS_APART void warp_row(
   }
 }
 
-template <bool kWeighted, bool kAdds>
-void copy_row(const Problem& p, Scratch& s, const float* weight, f4* mixed) {
-  const f4* row = reinterpret_cast<const f4*>(s.row.data());
-  for (int64_t w = 0; w < p.W; ++w) {
-    f4 value = row[w];
-    if (kWeighted) value *= weight[w];
-    if (kAdds) value += mixed[w];
-    mixed[w] = value;
-  }
-}
-
-// The weight of each pixel in the rows of one line of patches.
-void spread_weights(const Problem& p, Scratch& s, int64_t item, int64_t patch) {
+// The weight of each lane in the rows of one line of patches.
+void spread_weights(
+    const Problem& p, const Scratch& s, int64_t item, int64_t patch, int64_t lanes, float* spread) {
   const float* patches = p.weight + (item * p.P + patch) * p.Q;
-  for (int64_t q = 0, w = 0; q < p.Q; ++q) {
-    for (const int64_t end = s.column_starts[q + 1]; w < end; ++w) s.row_weight[w] = patches[q];
+  const auto& starts = s.column_starts;
+  for (int64_t q = 0; q < p.Q; ++q) {
+    std::fill(spread + starts[q] * lanes, spread + starts[q + 1] * lanes, patches[q]);
   }
 }
 
 // Correctly rounded, at a fraction of a division's time: the product is off by one place at most.
-void divide_row(f4* row, int64_t width, float divisor) {
+void divide_row(float* row, int64_t num, float divisor) {
   const float share = 1.0f / divisor;
-  for (int64_t w = 0; w < width; ++w) {
-    const f4 value = row[w] * share;
-    row[w] = value + (row[w] - value * divisor) * share;
+  for (int64_t i = 0; i < num; ++i) {
+    const float value = row[i] * share;
+    row[i] = value + (row[i] - value * divisor) * share;
   }
 }
 
-void make_rows(const Problem& p, Scratch& s, int64_t m, int64_t g, int64_t from, int64_t to) {
+void warp_rows(const Problem& p, Scratch& s, int64_t m, int64_t g, int64_t from, int64_t to) {
   const float* weight = p.weight ? s.row_weight.data() : nullptr;
-  const int64_t item = m * p.G + g, n = p.index ? p.index[item] : item;
+  const float* source = s.source.data();
+  const int64_t line = line_floats(p);
   for (int64_t h = from; h < to; ++h) {
     f4* row = reinterpret_cast<f4*>(s.row.data());
     f4* mixed = p.G > 1 ? reinterpret_cast<f4*>(s.mixed.data()) + h * p.W : row;
-    if (p.theta) {
-      locate(p, p.theta + item * 6, h, s);
-      const Place at = s.place();
-      const float* source = s.source.data();
-      const int64_t line = line_floats(p);
-      if (weight && g) warp_row<true, true>(source, line, at, weight, p.W, mixed);
-      if (weight && !g) warp_row<true, false>(source, line, at, weight, p.W, mixed);
-      if (!weight) warp_row<false, false>(source, line, at, weight, p.W, mixed);
-    } else {
-      unpack(p, p.image, n, h, row);
-      if (weight && g) copy_row<true, true>(p, s, weight, mixed);
-      if (weight && !g) copy_row<true, false>(p, s, weight, mixed);
-    }
+    locate(p, p.theta + (m * p.G + g) * 6, h, s);
+    const Place at = s.place();
+    if (weight && g) warp_row<true, true>(source, line, at, weight, p.W, mixed);
+    if (weight && !g) warp_row<true, false>(source, line, at, weight, p.W, mixed);
+    if (!weight) warp_row<false, false>(source, line, at, weight, p.W, mixed);
     if (g != p.G - 1) continue;
     // Whole numbers were mixed; one division at the end gives back what image / 255 gives.
-    if (p.image.type == kUint8) divide_row(mixed, p.W, 255.0f);
+    if (p.image.type == kUint8) divide_row(reinterpret_cast<float*>(mixed), p.W * kLanes, 255.0f);
     pack(p, p.out, m, h, mixed);
   }
 }
 
-void make_image(const Problem& p, Scratch& s, int64_t m) {
+void warp_image(const Problem& p, Scratch& s, int64_t m) {
   for (int64_t g = 0; g < p.G; ++g) {
     const int64_t item = m * p.G + g;
-    if (p.theta) fill(p, s, p.index ? p.index[item] : item);
+    fill(p, s, p.index ? p.index[item] : item);
     for (int64_t patch = 0; patch < p.P; ++patch) {
-      if (p.weight) spread_weights(p, s, item, patch);
-      make_rows(p, s, m, g, s.row_starts[patch], s.row_starts[patch + 1]);
+      if (p.weight) spread_weights(p, s, item, patch, 1, s.row_weight.data());
+      warp_rows(p, s, m, g, s.row_starts[patch], s.row_starts[patch + 1]);
+    }
+  }
+}
+
+// Without a warp a row is a row of numbers, wherever its channels lie.
+void copy_image(const Problem& p, Scratch& s, int64_t m) {
+  const int64_t lanes = row_lanes(p, p.image), num = p.W * lanes, stride = (p.W + 8) * kLanes;
+  for (int64_t patch = 0; patch < p.P; ++patch) {
+    for (int64_t g = 0; p.weight && g < p.G; ++g) {
+      spread_weights(p, s, m * p.G + g, patch, lanes, s.row_weight.data() + g * stride);
+    }
+    for (int64_t h = s.row_starts[patch]; h < s.row_starts[patch + 1]; ++h) {
+      float* mixed = s.row.data();
+      for (int64_t g = 0; g < p.G; ++g) {
+        const int64_t item = m * p.G + g, n = p.index ? p.index[item] : item;
+        const float* from = read_row(p, p.image, n, h, lanes, s.other_row.data());
+        const float* weight = s.row_weight.data() + g * stride;
+        if (!p.weight) std::copy(from, from + num, mixed);
+        for (int64_t i = 0; p.weight && !g && i < num; ++i) mixed[i] = from[i] * weight[i];
+        for (int64_t i = 0; p.weight && g && i < num; ++i) mixed[i] += from[i] * weight[i];
+      }
+      if (p.image.type == kUint8) divide_row(mixed, num, 255.0f);
+      write_row(p, p.out, m, h, lanes, mixed);
     }
   }
 }
@@ -517,7 +573,7 @@ void share_out(const Problem& p, int64_t count, bool is_backward, Work work) {
 
 void forward(const Problem& p) {
   share_out(p, p.M, false, [&](Scratch& s, int64_t from, int64_t to) {
-    for (int64_t m = from; m < to; ++m) make_image(p, s, m);
+    for (int64_t m = from; m < to; ++m) p.theta ? warp_image(p, s, m) : copy_image(p, s, m);
   });
 }
 
@@ -625,60 +681,74 @@ void differentiate_warped_row(const Problem& p, Scratch& s, int64_t h, double* t
   if (!weight) scatter_row<false>(s.target.data(), line, at, weight, p.W, grad);
 }
 
-void differentiate_copied_row(const Problem& p, Scratch& s, int64_t h) {
-  const f4* grad = reinterpret_cast<const f4*>(s.row.data());
-  if (p.grad_weight) {
-    const f4* source = reinterpret_cast<const f4*>(inside(p, s.source) + h * line_floats(p));
-    f4* value = reinterpret_cast<f4*>(s.value.data());
-    for (int64_t w = 0; w < p.W; ++w) value[w] += grad[w] * source[w];
-  }
-  if (p.grad_image.data) {
-    f4* target = reinterpret_cast<f4*>(inside(p, s.target) + h * line_floats(p));
-    const float* weight = p.weight ? s.row_weight.data() : nullptr;
-    for (int64_t w = 0; w < p.W; ++w) target[w] += weight ? grad[w] * weight[w] : grad[w];
-  }
-}
-
 // Writes weight's gradient for one line of patches, and clears the sums for the next.
-void sum_patches(const Problem& p, Scratch& s, int64_t item, int64_t patch, double scale) {
-  f4* value = reinterpret_cast<f4*>(s.value.data());
-  for (int64_t q = 0, w = 0; q < p.Q; ++q) {
-    f4 sum = {};
-    for (const int64_t end = s.column_starts[q + 1]; w < end; ++w) {
-      sum += value[w];
-      value[w] = f4{};
+void sum_patches(const Problem& p, Scratch& s, int64_t item, int64_t patch, int64_t lanes) {
+  if (!p.grad_weight) return;
+  const double scale = p.image.type == kUint8 ? 1.0 / 255.0 : 1.0;
+  for (int64_t q = 0; q < p.Q; ++q) {
+    double sum = 0.0;
+    for (int64_t w = s.column_starts[q]; w < s.column_starts[q + 1]; ++w) {
+      for (int64_t c = 0; c < p.C; ++c) sum += s.value[w * lanes + c];
     }
-    if (p.grad_weight) p.grad_weight[(item * p.P + patch) * p.Q + q] = sum_channels(p, sum) * scale;
+    p.grad_weight[(item * p.P + patch) * p.Q + q] = sum * scale;
   }
+  std::fill(s.value.begin(), s.value.end(), 0.0f);
 }
 
 // Writes theta's and weight's gradients of one (m, g), and adds to its image's in the scratch.
-void differentiate_item(const Problem& p, Scratch& s, int64_t item, int64_t n) {
-  const double width = p.W, height = p.H, scale = p.image.type == kUint8 ? 1.0 / 255.0 : 1.0;
+void differentiate_warp(const Problem& p, Scratch& s, int64_t item, int64_t n) {
   double theta[6] = {};
-  if (p.theta || p.grad_weight) fill(p, s, n);
+  fill(p, s, n);
   for (int64_t patch = 0; patch < p.P; ++patch) {
-    if (p.weight) spread_weights(p, s, item, patch);
+    if (p.weight) spread_weights(p, s, item, patch, 1, s.row_weight.data());
     for (int64_t h = s.row_starts[patch]; h < s.row_starts[patch + 1]; ++h) {
       unpack(p, p.grad, item / p.G, h, reinterpret_cast<f4*>(s.row.data()));
-      if (p.theta) {
-        locate(p, p.theta + item * 6, h, s);
-        differentiate_warped_row(p, s, h, theta);
-      } else {
-        differentiate_copied_row(p, s, h);
-      }
+      locate(p, p.theta + item * 6, h, s);
+      differentiate_warped_row(p, s, h, theta);
     }
-    if (p.weight) sum_patches(p, s, item, patch, scale);
+    sum_patches(p, s, item, patch, kLanes);
   }
   if (!p.grad_theta) return;
+  const double width = p.W, height = p.H, scale = p.image.type == kUint8 ? 1.0 / 255.0 : 1.0;
   const double per_entry[6] = {1.0, width / height, 0.5 * width, height / width, 1.0, 0.5 * height};
   for (int i = 0; i < 6; ++i) p.grad_theta[item * 6 + i] = theta[i] * per_entry[i] * scale;
 }
 
-void write_image_gradient(const Problem& p, Scratch& s, int64_t n) {
-  for (int64_t h = 0; h < p.H; ++h) {
-    pack(p, p.grad_image, n, h, reinterpret_cast<f4*>(inside(p, s.target) + h * line_floats(p)));
+// How many lanes rows have where nothing is warped: both must lie alike.
+int64_t copied_lanes(const Problem& p) {
+  return p.image.is_packed ? row_lanes(p, p.grad) : row_lanes(p, p.image);
+}
+
+void differentiate_copy(const Problem& p, Scratch& s, int64_t item, int64_t n) {
+  const int64_t lanes = copied_lanes(p), num = p.W * lanes;
+  const float* weight = s.row_weight.data();
+  float* value = s.value.data();
+  for (int64_t patch = 0; patch < p.P; ++patch) {
+    if (p.weight) spread_weights(p, s, item, patch, lanes, s.row_weight.data());
+    for (int64_t h = s.row_starts[patch]; h < s.row_starts[patch + 1]; ++h) {
+      const float* grad = read_row(p, p.grad, item / p.G, h, lanes, s.row.data());
+      if (p.grad_weight) {
+        const float* from = read_row(p, p.image, n, h, lanes, s.other_row.data());
+        for (int64_t i = 0; i < num; ++i) value[i] += grad[i] * from[i];
+      }
+      if (!p.grad_image.data) continue;
+      float* target = s.target.data() + h * num;
+      for (int64_t i = 0; p.weight && i < num; ++i) target[i] += grad[i] * weight[i];
+      for (int64_t i = 0; !p.weight && i < num; ++i) target[i] += grad[i];
+    }
+    sum_patches(p, s, item, patch, lanes);
   }
+}
+
+void differentiate_item(const Problem& p, Scratch& s, int64_t item, int64_t n) {
+  p.theta ? differentiate_warp(p, s, item, n) : differentiate_copy(p, s, item, n);
+}
+
+void write_image_gradient(const Problem& p, Scratch& s, int64_t n) {
+  const int64_t lanes = p.theta ? kLanes : copied_lanes(p);
+  const float* target = p.theta ? inside(p, s.target) : s.target.data();
+  const int64_t line = p.theta ? line_floats(p) : p.W * lanes;
+  for (int64_t h = 0; h < p.H; ++h) write_row(p, p.grad_image, n, h, lanes, target + h * line);
   std::fill(s.target.begin(), s.target.end(), 0.0f);
 }
 
