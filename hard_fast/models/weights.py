@@ -1,6 +1,7 @@
 """Weights of a network on disk: read from any usual file, written as safetensors."""
 
 import argparse
+import logging
 import pickle
 import re
 from collections.abc import Mapping, Sequence
@@ -16,20 +17,28 @@ from hard_fast.runtime.files import write_atomic
 _ENTRIES = ("state_dict_ema", "state_dict", "model")
 _PREFIXES = ("module.", "model.", "_orig_mod.")
 _NUM_LISTED = 3
+_log = logging.getLogger(__name__)
 
 
-def load_weights(net: nn.Module, path: str | Path) -> None:
+def load_weights(net: nn.Module, path: str | Path, *, head: str | None = None) -> None:
     """Load a file of weights into a network, the bare one inside Normalized and Tapped.
 
     Wrapping entries (`state_dict`, `model`, `state_dict_ema`) and prefixes that all keys carry
-    (`module.`, `model.`, `_orig_mod.`) are taken off. Nothing in the file is ever executed, and a
-    network whose file does not fit is left as it was.
+    (`module.`, `model.`, `_orig_mod.`) are taken off. A file whose tensors have other names, but
+    one by one the network's shapes, is taken in its order, with a warning. Nothing in the file is
+    ever executed, and a network whose file does not fit is left as it was.
 
+    Args:    head: a module of the network that keeps its own weights, whatever the file holds.
     Raises:  ValueError if there is no such file, it holds no weights, or they do not fit.
     """
     net = bare(net)
     own = net.state_dict()
+    is_head = tuple(key for key in own if head is not None and key.startswith(f"{head}."))
     given = _without_prefixes(_read_tensors(Path(path)), own)
+    if Path(path).suffix != ".safetensors":
+        # Those are sorted by name, the others as the network lists them.
+        given = _in_order(given, own, is_head, path)
+    given |= {key: own[key] for key in is_head}
     # Weights saved before torch 0.4.1 have no such counters, and BatchNorm does without.
     missing = [k for k in own if k not in given and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in given if k not in own]
@@ -45,6 +54,24 @@ def load_weights(net: nn.Module, path: str | Path) -> None:
             f"the network): {', '.join(found)}"
         )
     net.load_state_dict(given)
+
+
+def _in_order(
+    given: dict[str, Tensor], own: Mapping[str, Tensor], free: Sequence[str], path: str | Path
+) -> dict[str, Tensor]:
+    """The tensors under the network's names, if only names differ; `free` ones may differ in shape.
+
+    Other trainers of a network name its layers otherwise, and list them in the same order.
+    """
+    if given.keys() == own.keys() or len(given) != len(own):
+        return given
+    pairs = zip(own.items(), given.values(), strict=True)
+    if not all(key in free or mine.shape == theirs.shape for (key, mine), theirs in pairs):
+        return given
+    _log.warning(
+        "%s: other names than the network's, so its %d tensors are taken in order", path, len(own)
+    )
+    return dict(zip(own, given.values(), strict=True))
 
 
 def save_weights(net: nn.Module, path: str | Path) -> Path:

@@ -35,6 +35,9 @@ class NetworkConfig(Config):
     """File of weights, .safetensors or torch's .pth, .pt, .th, .bin."""
     pretrained: bool = False
     """Download timm's weights."""
+    new_head: bool = False
+    """Start a new classifier instead of the checkpoint's: fine-tuning timm networks on classes of
+    your own. `pretrained` does so by itself where the number of classes differs."""
     mean: tuple[float, ...] | None = None
     """Per channel, of inputs in [0,1]; one number serves all channels. None: the network's own."""
     std: tuple[float, ...] | None = None
@@ -47,6 +50,8 @@ class NetworkConfig(Config):
             raise ValueError(
                 f"pretrained = true and checkpoint = {self.checkpoint!r}: set one of them, not both"
             )
+        if self.new_head and self.checkpoint is None:
+            raise ValueError("new_head = true: there is no checkpoint whose classifier to replace")
         return self
 
 
@@ -62,7 +67,7 @@ def build_network(
     sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
     net = _bare_network(config, sizes)
     if config.checkpoint is not None:
-        load_weights(net, config.checkpoint)
+        load_weights(net, config.checkpoint, head=_head(config, net))
     own_mean, own_std = _own_statistics(config.name, net, in_channels)
     mean = _per_channel("mean", own_mean if config.mean is None else config.mean, in_channels)
     std = _per_channel("std", own_std if config.std is None else config.std, in_channels)
@@ -84,6 +89,18 @@ def _bare_network(config: NetworkConfig, sizes: Mapping[str, int]) -> nn.Module:
             "of them; give checkpoint = FILE"
         )
     return (_small_net if is_small else _own_net)(name, config.options, sizes)
+
+
+def _head(config: NetworkConfig, net: nn.Module) -> str | None:
+    """The name of the classifier that is not to be loaded, if there is one."""
+    if not config.new_head:
+        return None
+    head = getattr(net, "pretrained_cfg", {}).get("classifier")
+    if not isinstance(head, str):
+        raise ValueError(
+            f"new_head = true: {config.name!r} does not name its classifier as timm's do"
+        )
+    return head
 
 
 def _own_statistics(name: str, net: nn.Module, in_channels: int) -> Statistics:

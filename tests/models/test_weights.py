@@ -71,9 +71,8 @@ def test_prefix_stays_where_only_some_keys_or_the_network_itself_have_it(tmp_pat
     target = nn.ModuleDict({"model": _net(1)})
     load_weights(target, tmp_path / "net.pth")
     assert _is_same(holder, target)
-    mixed = {
-        ("module." if i else "") + k: v for i, (k, v) in enumerate(_net(0).state_dict().items())
-    }
+    plain = [(k, v) for k, v in _net(0).state_dict().items() if "num_batches" not in k]
+    mixed = {("module." if i else "") + k: v for i, (k, v) in enumerate(plain)}
     torch.save(mixed, tmp_path / "mixed.pth")
     assert "unexpected (module.0.bias" in _mistake(_net(1), tmp_path / "mixed.pth")
 
@@ -102,6 +101,32 @@ def test_misfit_names_counts_and_keys_and_leaves_the_network_alone(tmp_path):
 class _Harmful:
     def __reduce__(self):
         return os.mkdir, ("harm_was_done",)
+
+
+def test_other_names_in_the_same_order_are_taken_with_a_warning(tmp_path, caplog):
+    source, target = _net(0), _net(1)
+    renamed = {f"layer_{i}": tensor for i, tensor in enumerate(source.state_dict().values())}
+    torch.save(renamed, tmp_path / "net.pth")
+    load_weights(target, tmp_path / "net.pth")
+    assert _is_same(source, target)
+    assert "taken in order" in caplog.text
+    swapped = dict(reversed(renamed.items()))
+    torch.save(swapped, tmp_path / "net.pth")
+    assert "missing" in _mistake(target, tmp_path / "net.pth")
+
+
+def test_the_head_keeps_its_own_weights_whatever_the_file_holds(tmp_path):
+    source, target = (
+        timm.create_model("test_resnet"),
+        timm.create_model("test_resnet", num_classes=7),
+    )
+    own = target.fc.weight.clone()
+    renamed = {f"layer_{i}": tensor for i, tensor in enumerate(source.state_dict().values())}
+    for content in (source.state_dict(), renamed):
+        torch.save(content, tmp_path / "net.pth")
+        load_weights(target, tmp_path / "net.pth", head="fc")
+        assert torch.equal(target.fc.weight, own)
+        assert torch.equal(target.conv1[0].weight, source.conv1[0].weight)
 
 
 def test_files_that_are_no_weights(tmp_path, monkeypatch):
@@ -182,3 +207,9 @@ def test_real_checkpoint_of_the_cifar_nets(real_data):
         given = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
         assert torch.equal(net.linear.weight, given["module.linear.weight"])
     assert "does not fit the network" in _mistake(SMALL_NETS["cifar_resnet20"](10, 3, 32), path)
+
+
+def test_real_efficientnet_of_another_trainer(real_data):
+    net = timm.create_model("tf_efficientnet_lite0")
+    load_weights(net, real_data / "weights" / "efficientnet-lite0-57934424.pth")
+    assert net.bn1.running_var.max() > 10 and net.classifier.weight.std() > 0.01

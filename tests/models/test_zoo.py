@@ -122,6 +122,20 @@ def test_checkpoint_is_loaded(tmp_path):
     assert "no such file of weights" in _mistake(**config, checkpoint=str(tmp_path / "x.pth"))
 
 
+def test_a_new_head_for_other_classes(tmp_path):
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "net.pth")
+    options = {"name": "test_resnet", "checkpoint": str(tmp_path / "net.pth")}
+    sizes = {"num_classes": 7, "in_channels": 3, "image_size": 32}
+    with pytest.raises(ValueError, match="does not fit"):
+        build_network(NetworkConfig(**options), **sizes)
+    net = build_network(NetworkConfig(**options, new_head=True), **sizes)
+    assert net(torch.rand(2, 3, 32, 32)).shape == (2, 7)
+    with pytest.raises(ValueError, match="new_head = true: there is no checkpoint"):
+        NetworkConfig(name="test_resnet", new_head=True)
+    with pytest.raises(ValueError, match="does not name its classifier"):
+        build_network(NetworkConfig(**options | {"name": "mlp"}, new_head=True), **sizes)
+
+
 def test_unknown_names_offer_the_nearest():
     assert "name = 'cifar_resnt20': unknown network; did you mean 'cifar_resnet20'" in _mistake(
         name="cifar_resnt20"
