@@ -16,7 +16,7 @@ from hard_fast.augment.base import draw_share
 from hard_fast.bank import AugmentorBank
 from hard_fast.checkpoint import BestWeights, Checkpointer
 from hard_fast.config import RunConfig
-from hard_fast.data import ArrayLoader, load_data
+from hard_fast.data import load_data
 from hard_fast.evals.runner import evaluate
 from hard_fast.journal import Journal
 from hard_fast.metrics import Meter
@@ -69,7 +69,7 @@ class Trainer:
         size = config.train.batch_size
         self.data = load_data(config.data, world.device)
         place = {"rank": world.rank, "world_size": world.size}
-        self.loader = ArrayLoader(self.data.train, batch_size=size, seed=config.seed, **place)
+        self.loader = self.data.train.loader(batch_size=size, seed=config.seed, **place)
         if config.augmentor.kind in ("mixup", "cutmix") and size // world.size % 2:
             raise ValueError(
                 f"train.batch_size = {size} over {world.size} processes: augmentor.kind = "
@@ -83,7 +83,6 @@ class Trainer:
 
     def _build_networks(self) -> None:
         config, world = self.config, self.world
-        images = self.data.train.image
         objective = build_objective(config.objective)
         needs = [objective.needs(phase) for phase in Phase]
         taps = sorted({name for need in needs for name in need.student_taps})
@@ -92,7 +91,7 @@ class Trainer:
         self.teacher = self._network(config.teacher, "teacher", taps) if config.teacher else None
         torch.manual_seed(derive_seed(config.seed, "augmentor"))
         augmentor = build_augmentor(
-            config.augmentor, images.shape[1:], is_picture=images.dtype == torch.uint8
+            config.augmentor, self.data.train.image_shape, is_picture=self.data.train.is_picture
         )
         self.net = DistillStep(
             augmentor,
@@ -107,7 +106,7 @@ class Trainer:
 
     def _network(self, network: NetworkConfig, role: str, taps: list[str]) -> nn.Module:
         torch.manual_seed(derive_seed(self.config.seed, role))
-        channels, height, width = self.data.train.image.shape[1:]
+        channels, height, width = self.data.train.image_shape
         sizes = {"in_channels": channels, "image_size": height}
         try:
             if height != width:
@@ -247,12 +246,12 @@ class Trainer:
         return evaluate(network, val | self.data.test, self.world)
 
     def _save_gallery(self) -> None:
-        images = next(iter(self.data.test.values()))
-        # An even number, since mixing pairs neighbours.
-        num = min(_NUM_GALLERY_IMAGES, len(images.label) // 2 * 2)
-        batch = Batch(images.image[:num], images.label[:num])
-        if batch.image.dtype != torch.uint8 or num == 0:
+        part = next(iter(self.data.test.values()), self.data.val)
+        if part is None or not part.is_picture or part.num < 2:
             return
+        batch = next(part.batches(_NUM_GALLERY_IMAGES))
+        # An even number, since mixing pairs neighbours.
+        batch = Batch(*(value[: len(batch.label) // 2 * 2] for value in batch))
         generator = reseed(self.noise_generator, self.config.seed, "gallery", self.step)
         noise = self.net.augmentor.draw_noise(batch.image.shape, generator)
         with torch.no_grad():
@@ -271,6 +270,7 @@ class Trainer:
             "metrics": self._scores(self.student),
             "teacher": self._scores(self.teacher) if self.teacher else None,
             "steps": self.step,
+            "bad_samples": self.loader.num_bad,
             "epochs": self.step / self.loader.num_steps_per_epoch,
             "phases": {name: num for name, num in self.phase_steps.items() if num},
             "selected_step": self.best.step if is_best else self.step,

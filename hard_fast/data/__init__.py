@@ -9,7 +9,8 @@ from hard_fast.data.arrays import (
     ArrayLoader,
     Arrays,
     DataSet,
-    eval_batches,
+    Loader,
+    Part,
     place,
     shift_corners,
 )
@@ -29,7 +30,8 @@ __all__ = [
     "Arrays",
     "DataConfig",
     "DataSet",
-    "eval_batches",
+    "Loader",
+    "Part",
     "load_data",
     "shift_corners",
 ]

@@ -4,7 +4,7 @@ Letters: N images of a set, B images of a batch, C channels, H rows, W columns.
 """
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from pydantic import Field
@@ -19,8 +19,47 @@ from hard_fast.types import Batch
 TEST_SEED = 0
 
 
+class Loader(Protocol):
+    """Endless training batches of one process; a checkpoint keeps its place."""
+
+    num_steps_per_epoch: int
+    num_bad: int
+    """Samples left out so far because they could not be read."""
+
+    def next_batch(self) -> Batch:
+        """This process's slice of the next global batch, on the device."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the order stands."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from there."""
+
+
+class Part(Protocol):
+    """The training, validation or test part of a data set, wherever its images are."""
+
+    @property
+    def num(self) -> int:
+        """How many samples there are."""
+
+    @property
+    def image_shape(self) -> torch.Size:
+        """C, H, W of every image."""
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether the images are uint8 pictures; else floats in the data's own range."""
+
+    def loader(self, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> Loader:
+        """Training batches; `batch_size` is that of all processes together."""
+
+    def batches(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+        """Every sample exactly once over all processes, `batch_size` at most at a time."""
+
+
 class Arrays(NamedTuple):
-    """A whole set of images.
+    """A whole set of images that lives on the device.
 
     image: [N,C,H,W] uint8, channels_last memory; float where the data are not pictures.
     label: [N] int64 class, -1 = unlabelled.
@@ -29,14 +68,49 @@ class Arrays(NamedTuple):
     image: Tensor
     label: Tensor
 
+    @property
+    def num(self) -> int:
+        """How many samples there are."""
+        return len(self.label)
+
+    @property
+    def image_shape(self) -> torch.Size:
+        """C, H, W of every image."""
+        return self.image.shape[1:]
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether the images are uint8 pictures; else floats in the data's own range."""
+        return self.image.dtype == torch.uint8
+
+    def loader(
+        self, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> "ArrayLoader":
+        """Training batches; `batch_size` is that of all processes together."""
+        place = {"rank": rank, "world_size": world_size}
+        return ArrayLoader(self, batch_size=batch_size, seed=seed, **place)
+
+    def batches(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+        """Every sample exactly once over all processes, in order and without padding.
+
+        Args:    batch_size: images of one process's batch; the last batch may be smaller, and a
+                 process may get none at all.
+        """
+        assert batch_size >= 1
+        num = len(self.label)
+        first, end = num * rank // world_size, num * (rank + 1) // world_size
+        for start in range(first, end, batch_size):
+            part = slice(start, min(start + batch_size, end))
+            yield Batch(self.image[part], self.label[part])
+
 
 class DataSet(NamedTuple):
     """The parts of one data set. `val` is None where there is no validation split."""
 
     num_classes: int
-    train: Arrays
-    val: Arrays | None
-    test: dict[str, Arrays]
+    train: Part
+    val: Part | None
+    test: dict[str, Part]
 
 
 class SplitConfig(Config):
@@ -150,6 +224,7 @@ class ArrayLoader:
                 f"train.batch_size = {batch_size}: must be divisible by the {world_size} processes"
             )
         self.num_steps_per_epoch = num // batch_size
+        self.num_bad = 0
         # Gathering rows of this view copies whole images and keeps channels_last; on [N,C,H,W]
         # index_select would return contiguous memory.
         self._image_NHWC = arrays.image.permute(0, 2, 3, 1).contiguous()
@@ -182,22 +257,6 @@ class ArrayLoader:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue after the step that was saved."""
         self._step = state["step"]
-
-
-def eval_batches(
-    arrays: Arrays, batch_size: int, rank: int = 0, world_size: int = 1
-) -> Iterator[Batch]:
-    """Every sample of a set exactly once over all processes, in order and without padding.
-
-    Args:    batch_size: images of one process's batch; the last batch may be smaller, and a
-             process may get none at all.
-    """
-    assert batch_size >= 1
-    num = len(arrays.label)
-    first, end = num * rank // world_size, num * (rank + 1) // world_size
-    for start in range(first, end, batch_size):
-        part = slice(start, min(start + batch_size, end))
-        yield Batch(arrays.image[part], arrays.label[part])
 
 
 def _permutation(num: int, seed: int) -> Tensor:

@@ -4,20 +4,23 @@ import torch
 from torch import nn
 
 from hard_fast.augment.base import to_float
-from hard_fast.data import Arrays, eval_batches
+from hard_fast.data import Part
 from hard_fast.evals import scores
 from hard_fast.runtime import dist
 from hard_fast.runtime.dist import World
+
+# A thousand small images at once, or as many large ones as keep memory in bounds.
+_MAX_BATCH = 1000
+_MAX_PIXELS = 2**23
 
 
 @torch.no_grad()
 def evaluate(
     network: nn.Module,
-    test: dict[str, Arrays],
+    test: dict[str, Part],
     world: World,
     *,
     truth: nn.Module | None = None,
-    batch_size: int = 1000,
 ) -> dict[str, float]:
     """Scores of the network on each test set, `<set>_<score>`; the set named `test` has no prefix.
 
@@ -26,9 +29,11 @@ def evaluate(
     """
     network.eval()
     metrics: dict[str, float] = {}
-    for name, arrays in test.items():
+    for name, part in test.items():
         total = None
-        for batch in eval_batches(arrays, batch_size, world.rank, world.size):
+        num_pixels = part.image_shape[1] * part.image_shape[2]
+        batch_size = max(1, min(_MAX_BATCH, _MAX_PIXELS // num_pixels))
+        for batch in part.batches(batch_size, world.rank, world.size):
             image = to_float(batch.image)
             output = network(image).logits_BK
             if truth is None:

@@ -7,7 +7,6 @@ from hard_fast.data.arrays import (
     Arrays,
     DataSet,
     SplitConfig,
-    eval_batches,
     place,
     shift_corners,
     split_off,
@@ -91,7 +90,7 @@ def test_a_batch_that_cannot_be_made_names_its_key(batch_size, world_size):
 def test_evaluation_sees_every_sample_once(num, batch_size, world_size):
     seen = []
     for rank in range(world_size):
-        for batch in eval_batches(numbered(num), batch_size, rank, world_size):
+        for batch in numbered(num).batches(batch_size, rank, world_size):
             assert 0 < len(batch.label) <= batch_size
             assert batch.image.is_contiguous(memory_format=torch.channels_last)
             assert torch.equal(batch.image[:, 0, 0, 0].long(), batch.label)

@@ -2,6 +2,7 @@ import torch
 from torch import nn
 
 from hard_fast.data import Arrays
+from hard_fast.evals import runner
 from hard_fast.evals.runner import evaluate
 from hard_fast.runtime.dist import World
 from hard_fast.types import Outputs
@@ -27,11 +28,12 @@ class Mean(nn.Module):
         return Outputs(self.factor * image.mean((1, 2, 3))[:, None], {})
 
 
-def test_each_set_has_its_prefix_and_every_sample_counts_once():
+def test_each_set_has_its_prefix_and_every_sample_counts_once(monkeypatch):
+    monkeypatch.setattr(runner, "_MAX_BATCH", 2)
     image = torch.tensor([0, 0, 255, 255, 255], dtype=torch.uint8).view(5, 1, 1, 1)
     right, wrong = torch.tensor([0, 0, 1, 1, 1]), torch.tensor([0, 0, 1, 1, 0])
     sets = {"test": Arrays(image, right), "shifted": Arrays(image, wrong)}
-    found = evaluate(Bright(), sets, WORLD, batch_size=2)
+    found = evaluate(Bright(), sets, WORLD)
     assert found["top1"] == 100.0 and found["shifted_top1"] == 80.0
 
 
