@@ -1,6 +1,7 @@
-"""Fetch MNIST or CIFAR-10 from their public homes, verify and unpack them.
+"""Fetch MNIST or CIFAR-10 from their public homes; find the unreadable files of a set of pictures.
 
     python -m hard_fast.data.prepare {mnist,cifar10} --root DIR
+    python -m hard_fast.data.prepare check ROOT [ROOT ...] [--workers N]
 
 Nothing is kept that does not have the published MD5. Files that verify are left alone, so the
 command can be run again, also to unpack archives that were fetched by hand.
@@ -20,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from hard_fast.data.check import check
 from hard_fast.data.readers import CIFAR10_FOLDERS, MNIST_FOLDERS, find_file
 from hard_fast.runtime.files import write_atomic
 
@@ -111,14 +113,13 @@ SOURCES: dict[str, Source] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code: 0 once every file is in place, 1 with a plain line on stderr otherwise."""
-    parser = argparse.ArgumentParser(
-        prog="python -m hard_fast.data.prepare",
-        description="Fetch a data set from its public home, verify it, and unpack it.",
-    )
-    parser.add_argument("name", choices=sorted(SOURCES))
-    parser.add_argument("--root", required=True, type=Path, help="folder to use as data.root")
-    chosen = parser.parse_args(arguments)
+    """The exit code: 0 once every file is in place, 1 with a plain line on stderr otherwise.
+
+    That of `check` is 1 as well if some pictures cannot be decoded, and 130 after a Ctrl-C.
+    """
+    chosen = _parser().parse_args(arguments)
+    if chosen.name == "check":
+        return check(chosen.root, chosen.workers)
     root, source = chosen.root.expanduser(), SOURCES[chosen.name]
     try:
         prepare(source, root)
@@ -132,6 +133,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     print(f"{chosen.name} is ready: set data.root to {root}")
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m hard_fast.data.prepare",
+        description="Get a data set ready to learn from.",
+    )
+    commands = parser.add_subparsers(dest="name", required=True)
+    for name in sorted(SOURCES):
+        what = f"fetch {name} from its public home, verify it, and unpack it"
+        command = commands.add_parser(name, help=what, description=what)
+        command.add_argument("--root", required=True, type=Path, help="folder to use as data.root")
+    what = "decode every picture once and list those that cannot be; the loader leaves them out"
+    command = commands.add_parser("check", help=what, description=what)
+    command.add_argument(
+        "root", nargs="+", metavar="ROOT", help="folder of train/ and val/, or shards, as data.root"
+    )
+    command.add_argument("--workers", type=_positive, help="decoding processes; default: all cores")
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+    return number
 
 
 def prepare(source: Source, root: Path) -> None:

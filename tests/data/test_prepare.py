@@ -198,3 +198,26 @@ def test_real_files_verify(monkeypatch, real_data, capsys):
     for name in ("mnist", "cifar10"):
         assert run(real_data, name) == 0
     assert capsys.readouterr().out.count("left alone") == 5
+
+
+def test_check_scans_a_folder(folder, capsys):
+    assert prepare.main(["check", str(folder), "--workers", "1"]) == 0
+    (folder / "train/cat/0.jpg").write_bytes(b"<html>")
+    assert prepare.main(["check", str(folder), "--workers", "1"]) == 1
+    assert "train/cat/0.jpg: no picture" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "required: name"),
+        (["imagenet"], "choose from"),
+        (["mnist"], "required: --root"),
+        (["check"], "required: ROOT"),
+        (["check", "x", "--workers", "0"], "0: must be at least 1"),
+    ],
+)
+def test_a_wrong_command_is_explained(arguments, said, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        prepare.main(arguments)
+    assert said in capsys.readouterr().err
