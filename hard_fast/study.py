@@ -160,8 +160,12 @@ def load_study(name: str, overrides: list[str]) -> tuple[_Study, list[_Run], Pat
             tree = merge(merge(common, row_config.run), {"seed": seed, "run_dir": str(study_dir)})
             teacher = _teacher(row, row_config, seed, runs)
             if teacher:
-                tree["teacher"] = teacher.config.student.model_dump(mode="json")
-                tree["teacher"]["checkpoint"] = str(teacher.run_dir / "student.safetensors")
+                tree["teacher"] = teacher.config.student.model_dump(mode="json") | {
+                    "checkpoint": str(teacher.run_dir / "student.safetensors"),
+                    # Where its own training began is no concern of those it teaches.
+                    "pretrained": False,
+                    "new_head": False,
+                }
             try:
                 config = parse(RunConfig, shrink(Source(tree, source.origin)))
             except ConfigError as error:
