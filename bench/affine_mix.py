@@ -6,7 +6,6 @@ K = M * G warps.
 
 import functools
 import math
-import sys
 from collections.abc import Callable
 from importlib import metadata
 from typing import NamedTuple
@@ -15,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from hard_kernels import affine_mix
 from torch import Tensor
+
+from bench.timing import note
 
 SIZES = {
     "cpu": (((256, 3, 32, 32), 4), ((64, 3, 224, 224), 16)),
@@ -174,11 +175,6 @@ def peers(device: torch.device, full: bool) -> dict[str, Impl]:
         except ImportError as error:
             note(f"{name}: left out, not installed ({error})")
     return found
-
-
-def note(text: str) -> None:
-    """Say on stderr what the rows cannot."""
-    print(f"note: {text}", file=sys.stderr)
 
 
 def _plain(warp, image, matrix, weight, index, out_dtype):

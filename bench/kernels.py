@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from bench.affine_mix import OURS, Case, Impl, Problem, cases_on, draw_problem, note, peers
+from bench.affine_mix import OURS, Case, Impl, Problem, cases_on, draw_problem, peers
 from bench.timing import (
     Budget,
     Row,
@@ -23,6 +23,7 @@ from bench.timing import (
     command_line,
     interleave,
     make_row,
+    note,
     prepare,
     write_rows,
 )

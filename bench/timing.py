@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -141,6 +142,11 @@ def make_row(
         "device": setting.device_name,
         **setting.facts,
     }
+
+
+def note(text: str) -> None:
+    """Say on stderr what the rows cannot."""
+    print(f"note: {text}", file=sys.stderr)
 
 
 def write_rows(path: Path, rows: list[Row]) -> None:
