@@ -32,6 +32,7 @@ SHAPE = (375, 500)
 SIZE = 224
 BATCH = {"cpu": 64, "cuda": 512}
 ROUNDS = {False: 4, True: 12}
+STEP_BATCH = {"cpu": 16, "cuda": 512}
 STEPS = {"cpu": 3, "cuda": 40}
 """Training steps in which the wait for data is measured, after as many to warm up."""
 
@@ -191,7 +192,7 @@ def stall_shares(root: Path, threads: int, device: torch.device) -> list[float]:
     """
     is_gpu = device.type == "cuda"
     config = PicturesConfig(root=str(root), val_share=0.0, threads=threads)
-    batch_size = BATCH["cuda"] if is_gpu else 16
+    batch_size = STEP_BATCH[device.type]
     samples = read_pictures(config).train
     loader = TrainLoader(samples, config, batch_size=batch_size, seed=0, device=device)
     layout = {"device": device, "memory_format": torch.channels_last}
