@@ -1,9 +1,12 @@
 import copy
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from hard_fast.config import RunConfig
 from hard_fast.journal import Journal
@@ -248,3 +251,36 @@ def test_a_run_without_a_stall_or_a_recompile_compiles_to_one_graph_per_phase(ti
     trainer.forward = torch.compile(trainer.net, fullgraph=True, dynamic=False, backend=count)
     trainer.run()
     assert len(graphs) == 2
+
+
+def test_pictures_in_a_folder_are_trained_on_and_a_run_resumes_inside_an_epoch(tiny_run, tmp_path):
+    generator = np.random.default_rng(0)
+    for part, num in (("train", 12), ("val", 3)):
+        for name in ("cat", "dog"):
+            place = tmp_path / "pictures" / part / name
+            place.mkdir(parents=True)
+            for i in range(num):
+                noise = generator.integers(0, 256, (20, 24, 3), np.uint8)
+                Image.fromarray(noise).save(place / f"{i}.jpg")
+    tiny_run["data"] = {
+        "kind": "pictures",
+        "root": str(tmp_path / "pictures"),
+        "size": 16,
+        "val_share": 0.0,
+        "threads": 1,
+    }
+    tiny_run["train"]["batch_size"] = 4
+    whole = build(tiny_run)
+    results = whole.run()
+    assert set(results["metrics"]) == {"top1", "nll"} and results["bad_samples"] == 0
+    assert len(list((whole.run_dir / "gallery").iterdir())) == 2
+
+    # A run stopped at step 9 of 6-step epochs goes on with the batch that would have come.
+    other = copy.deepcopy(tiny_run) | {"run_dir": str(tmp_path / "other")}
+    shutil.copytree(whole.run_dir, other["run_dir"])
+    for path in (tmp_path / "other" / "checkpoints").glob("step_000000012*"):
+        path.unlink()
+    resumed = build(other)
+    assert resumed.step == 9
+    resumed.run()
+    assert same(weights(resumed), weights(whole))

@@ -1,4 +1,4 @@
-"""Where the images come from: sets that live on the device, and the loaders over them."""
+"""Where the images come from: sets that live on the device, and pictures decoded on the way."""
 
 from typing import Annotated
 
@@ -15,7 +15,9 @@ from hard_fast.data.arrays import (
     shift_corners,
 )
 from hard_fast.data.npz import NpzConfig, read_npz
+from hard_fast.data.pictures import open_pictures
 from hard_fast.data.readers import Cifar10Config, MnistConfig, read_cifar10, read_mnist
+from hard_fast.data.sources import PicturesConfig
 from hard_fast.data.toys import (
     DigitsConfig,
     LineConfig,
@@ -32,22 +34,31 @@ __all__ = [
     "DataSet",
     "Loader",
     "Part",
+    "PicturesConfig",
     "load_data",
     "shift_corners",
 ]
 
 DataConfig = Annotated[
-    MnistConfig | Cifar10Config | NpzConfig | DigitsConfig | LineConfig | SyntheticConfig,
+    PicturesConfig
+    | MnistConfig
+    | Cifar10Config
+    | NpzConfig
+    | DigitsConfig
+    | LineConfig
+    | SyntheticConfig,
     Field(discriminator="kind"),
 ]
 
 
 def load_data(config: DataConfig, device: torch.device) -> DataSet:
-    """The configured data set, split and resident on the device.
+    """The configured data set, split; small sets are resident on the device.
 
     Raises:  ValueError, one line, if a file or a key is wrong.
     """
     match config:
+        case PicturesConfig():
+            return open_pictures(config, device)
         case MnistConfig():
             data = read_mnist(config)
         case Cifar10Config():

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hard_fast.data.sources import Samples, list_shards
+
 Encode = Callable[..., bytes]
 
 
@@ -81,3 +83,44 @@ def folder(tmp_path: Path, encode: Encode) -> Path:
             for i in range(num):
                 (place / f"{i}.jpg").write_bytes(encode(seed=i))
     return root
+
+
+@pytest.fixture(scope="session")
+def solid() -> Callable[[int], bytes]:
+    """A function that returns a JPEG of one grey, 8 * i + 4, so that any crop of it says i."""
+
+    def solid(i: int) -> bytes:
+        buffer = io.BytesIO()
+        picture = Image.new("RGB", (40 + i % 5, 30 + i % 7), (8 * i + 4,) * 3)
+        picture.save(buffer, "JPEG", quality=95)
+        return buffer.getvalue()
+
+    return solid
+
+
+@pytest.fixture
+def write_samples(tmp_path: Path, write_tar: Callable[..., Path]) -> Callable[..., Samples]:
+    """A function that writes encoded pictures to files, or to shards; picture i has label i."""
+
+    def write_samples(payloads: list[bytes], num_shards: int = 0) -> Samples:
+        if num_shards:
+            parts = np.array_split(np.arange(len(payloads)), num_shards)
+            paths = [tmp_path / f"part-{k}.tar" for k in range(num_shards)]
+            for path, part in zip(paths, parts, strict=True):
+                both = [((f"{i}.jpg", payloads[i]), (f"{i}.cls", b"%d" % i)) for i in part]
+                write_tar(path, [member for pair in both for member in pair])
+            return list_shards([str(path) for path in paths], "data.root").samples
+        (tmp_path / "loose").mkdir()
+        paths = [tmp_path / "loose" / f"{i}.jpg" for i in range(len(payloads))]
+        for path, payload in zip(paths, payloads, strict=True):
+            path.write_bytes(payload)
+        num = len(payloads)
+        return Samples(
+            tuple(map(str, paths)),
+            np.arange(num, dtype=np.int32),
+            np.zeros(num, np.int64),
+            np.array([len(payload) for payload in payloads]),
+            np.arange(num),
+        )
+
+    return write_samples

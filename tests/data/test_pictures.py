@@ -1,0 +1,31 @@
+import torch
+
+from hard_fast.data import PicturesConfig, load_data
+
+CPU = torch.device("cpu")
+
+
+def test_a_folder_becomes_parts_that_give_batches(folder):
+    config = PicturesConfig(root=str(folder), size=16, val_share=0.25, threads=1)
+    data = load_data(config, CPU)
+    assert data.num_classes == 2
+    assert (data.train.num, data.val.num, data.test["test"].num) == (6, 2, 2)
+    assert data.train.image_shape == (3, 16, 16) and data.train.is_picture
+
+    loader = data.train.loader(batch_size=3, seed=0)
+    batch = loader.next_batch()
+    loader.close()
+    assert loader.num_steps_per_epoch == 2
+    assert batch.image.shape == (3, 3, 16, 16) and batch.image.dtype == torch.uint8
+    assert batch.image.is_contiguous(memory_format=torch.channels_last)
+
+    seen = [batch.label.tolist() for batch in data.test["test"].batches(8)]
+    assert seen == [[0, 1]]
+
+
+def test_shards_without_a_set_of_their_own_are_judged_by_the_split(tmp_path, write_shard):
+    write_shard(tmp_path / "a-0.tar", [0, 1, 2, 0])
+    write_shard(tmp_path / "a-1.tar", [1, 2, 0, 1])
+    root = str(tmp_path / "a-{0..1}.tar")
+    data = load_data(PicturesConfig(root=root, num_classes=3, val_share=0.3, size=8), CPU)
+    assert data.test == {} and data.train.num + data.val.num == 8
