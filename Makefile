@@ -27,4 +27,4 @@ $(VENV)/installed: pyproject.toml kernels/hard_kernels/affine_mix/cpu.cpp
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info hard_fast.egg-info
+	rm -rf $(VENV) build dist *.egg-info hard_fast.egg-info kernels/hard_kernels/affine_mix/*.so

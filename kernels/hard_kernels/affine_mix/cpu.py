@@ -36,10 +36,16 @@ class _Problem(ctypes.Structure):
     ]
 
 
+# The last digits are a number to raise whenever the meaning of a field changes.
+LAYOUT = 1000 * ctypes.sizeof(_Problem) + 1
+
+
 def has_kernel(image: Tensor) -> bool:
     """Whether the native library is there and takes such images."""
     is_taken = image.dtype != torch.float64 and image.shape[1] <= MAX_CHANNELS
-    return is_taken and _library() is not None
+    # Coordinates are fp32 and places in an image int32.
+    is_small = max(image.shape[2:]) < 2**22 and image.shape[2] * image.shape[3] < 2**28
+    return is_taken and is_small and _library() is not None
 
 
 def forward(
@@ -69,33 +75,40 @@ def backward(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of image, theta and weight; one that is not needed comes back empty."""
-    dtype, image, grad = image.dtype, _dense(image), _dense(grad)
+    given, image, grad = image, _dense(image), _dense(grad)
     inputs = _contiguous(theta, weight, index)
     problem = _describe(image, *inputs, padding, num_made=grad.shape[0])
     problem.grad = _pictures(grad)
-    found = reference.new_gradients(image, *inputs[:2], needs)
+    found = reference.new_gradients(given, *inputs[:2], needs)
+    # Of fp32 where the library does not know the image's own dtype.
+    sink = found[0] if given.dtype in TYPES else reference.new_output(image, None, image.dtype)
     if needs[0]:
-        problem.grad_image = _pictures(found[0])
+        problem.grad_image = _pictures(sink)
     if needs[1]:
         problem.grad_theta = found[1].data_ptr()
     if needs[2]:
         problem.grad_weight = found[2].data_ptr()
     _call(_library().hard_kernels_affine_mix_backward, problem)
-    return found[0].to(dtype), found[1], found[2]
+    if needs[0] and sink is not found[0]:
+        found[0].copy_(sink)
+    return found
 
 
 @cache
 def _library() -> ctypes.CDLL | None:
     spec = importlib.util.find_spec(LIBRARY)
     if spec is None:
-        reason = "it was not built; reinstall with a C++ compiler"
+        reason = "it was not built; reinstall with GCC 12 or newer"
     else:
         try:
             # PyTorch's own OpenMP serves it too: two pools of threads would fight for cores.
             if not hasattr(ctypes.CDLL(None), "GOMP_parallel"):
                 ctypes.CDLL("libgomp.so.1", mode=ctypes.RTLD_GLOBAL)
-            return ctypes.CDLL(spec.origin)
-        except OSError as error:
+            library = ctypes.CDLL(spec.origin)
+            if library.hard_kernels_affine_mix_layout() == LAYOUT:
+                return library
+            reason = "it is of another version; reinstall with GCC 12 or newer"
+        except (OSError, AttributeError) as error:
             reason = str(error)
     warnings.warn(f"affine_mix runs in plain PyTorch, several times slower: {reason}", stacklevel=2)
     return None

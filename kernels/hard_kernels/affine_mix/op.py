@@ -139,8 +139,9 @@ def check(
         raise ValueError(f"padding: {padding!r} is none of {choices}")
     if not out_dtype.is_floating_point:
         raise ValueError(f"out_dtype: needs a float dtype, got {out_dtype}")
-    if index is not None and (index.ndim != 2 or index.dtype != torch.int64):
-        raise ValueError(f"index: needs [M,G] int64, got {list(index.shape)} {index.dtype}")
+    is_pairs = index is None or (index.ndim == 2 and index.dtype == torch.int64)
+    if not is_pairs or (index is not None and index.shape[1] == 0):
+        raise ValueError(f"index: needs [M,G] int64, G >= 1, got {list(index.shape)} {index.dtype}")
     num_made, num_mixed = (image.shape[0], 1) if index is None else index.shape
     if theta is not None and tuple(theta.shape) != (num_made, num_mixed, 2, 3):
         raise ValueError(

@@ -26,8 +26,9 @@ def forward(
         for g in range(1 if index is None else index.shape[1]):
             layer = source if index is None else source[index[:, g]]
             if theta is not None:
-                grid = F.affine_grid(theta[:, g], list(layer.shape), align_corners=False)
+                grid, is_nan = _grid(theta[:, g], layer)
                 layer = F.grid_sample(layer, grid, "bilinear", padding, align_corners=False)
+                layer = layer.masked_fill(is_nan[:, None], torch.nan)
             if weight is not None:
                 layer = layer * _per_pixel(weight[:, g], layer.shape[2:])[:, None]
             mixed = layer if mixed is None else mixed + layer
@@ -57,10 +58,11 @@ def backward(
             layer = source if index is None else source[index[:, g]]
             warped, scaled, grad_layer, grid = layer, grad, grad, None
             if theta is not None:
-                grid = F.affine_grid(theta[:, g], list(layer.shape), align_corners=False)
+                grid, is_nan = _grid(theta[:, g], layer)
             if needs[2]:
                 if grid is not None:
                     warped = F.grid_sample(layer, grid, "bilinear", padding, align_corners=False)
+                    warped = warped.masked_fill(is_nan[:, None], torch.nan)
                 grad_weight[:, g] = _per_patch((grad * warped).sum(1), weight.shape[2:])
             if weight is not None:
                 scaled = grad_layer = grad * _per_pixel(weight[:, g], grad.shape[2:])[:, None]
@@ -68,6 +70,7 @@ def backward(
                 grad_layer, grad_grid = torch.ops.aten.grid_sampler_2d_backward(
                     scaled, layer, grid, 0, PADDING_CODES[padding], False, [needs[0], True]
                 )
+                grad_grid = grad_grid.masked_fill(is_nan[..., None], torch.nan)
                 grad_theta_g = torch.ops.aten.affine_grid_generator_backward(
                     grad_grid, list(layer.shape), False
                 )
@@ -97,6 +100,16 @@ def new_gradients(
         theta.new_empty(theta.shape) if needs[1] else image.new_empty(0),
         weight.new_empty(weight.shape) if needs[2] else image.new_empty(0),
     )
+
+
+def _grid(theta_M23: Tensor, layer: Tensor) -> tuple[Tensor, Tensor]:
+    """[M,H,W,2] where each pixel comes from, always finite, and [M,H,W] where that is NaN.
+
+    PyTorch's backward reads outside the image where a coordinate is NaN or beyond an integer.
+    """
+    grid = F.affine_grid(theta_M23, list(layer.shape), align_corners=False)
+    is_nan = grid.isnan().any(-1)
+    return grid.masked_fill(is_nan[..., None], 0.0).clamp(-1e6, 1e6), is_nan
 
 
 def _to_float(image: Tensor) -> Tensor:

@@ -131,6 +131,62 @@ def test_no_pixel_is_read_outside_whatever_theta_is():
                 assert found[1].isnan().any()
 
 
+@pytest.mark.parametrize("module", [cpu, reference])
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_a_nan_anywhere_in_theta_gives_nan_pixels_and_gradients(module, padding):
+    image, grad = torch.rand(1, 3, 5, 6), torch.ones(1, 3, 5, 6)
+    for entry in range(6):
+        theta = torch.eye(2, 3).flatten()
+        theta[entry] = torch.nan
+        theta = theta.view(1, 1, 2, 3)
+        assert module.forward(image, theta, None, None, padding, torch.float32).isnan().all()
+        found = module.backward(grad, image, theta, None, None, padding, [True, True, False])
+        assert found[1].isnan().any()
+    for value in (torch.inf, -torch.inf, 1e30, -3e38):
+        theta = torch.full((1, 1, 2, 3), value)
+        module.backward(grad, image, theta, None, None, padding, [True, True, False])
+
+
+def test_a_pixel_that_is_not_finite_stays_where_it_is():
+    image = torch.rand(2, 3, 5, 5)
+    image[0, :, 2, 2] = torch.nan
+    theta, weight = torch.eye(2, 3).repeat(1, 2, 1, 1), torch.ones(1, 2, 1, 1)
+    index = torch.tensor([[1, 0]])
+    out = cpu.forward(image, theta, weight, index, "zeros", torch.float32)
+    want = reference.forward(image, theta, weight, index, "zeros", torch.float32)
+    assert torch.equal(out.isnan()[..., 3:, :], want.isnan()[..., 3:, :])
+
+
+def test_bf16_is_rounded_to_the_nearest_and_to_even():
+    bits = torch.arange(-(2**31), 2**31, 65537 * 3).to(torch.int32)
+    special = torch.tensor([torch.nan, torch.inf, -torch.inf, 3.4e38, 1.00390625, 1.01171875])
+    values = torch.cat([bits.view(torch.float32), special]).view(1, 1, 1, -1)
+    got = cpu.forward(values, None, None, None, "zeros", torch.bfloat16)
+    want = values.to(torch.bfloat16)
+    assert torch.equal(got.isnan(), want.isnan())
+    assert torch.equal(got[~want.isnan()], want[~want.isnan()])
+
+
+def test_patches_smaller_than_a_pixel_have_no_gradient():
+    image, index = torch.rand(1, 2, 3, 2), torch.tensor([[0]])
+    weight = torch.rand(1, 1, 7, 5)
+    case = (image, None, weight, index, "zeros")
+    needs = [False, False, True]
+    grad = torch.ones(1, 2, 3, 2)
+    found = cpu.backward(grad, *case, needs)[2]
+    torch.testing.assert_close(found, reference.backward(grad, *case, needs)[2])
+
+
+def test_a_library_of_another_version_is_not_called(monkeypatch):
+    cpu._library.cache_clear()
+    monkeypatch.setattr(cpu, "LAYOUT", cpu.LAYOUT + 1)
+    try:
+        with pytest.warns(UserWarning, match="another version"):
+            assert not cpu.has_kernel(torch.rand(1, 3, 4, 4))
+    finally:
+        cpu._library.cache_clear()
+
+
 def test_every_element_is_written(monkeypatch):
     plain = torch.empty
 
@@ -188,7 +244,7 @@ def test_without_the_library_the_reference_runs_with_one_warning(monkeypatch):
     cpu._library.cache_clear()
     monkeypatch.setattr(cpu, "LIBRARY", "hard_kernels.affine_mix._not_built")
     try:
-        with pytest.warns(UserWarning, match="reinstall with a C\\+\\+ compiler"):
+        with pytest.warns(UserWarning, match="reinstall with GCC 12"):
             out = affine_mix(torch.ones(1, 3, 4, 4))
         with warnings.catch_warnings():
             warnings.simplefilter("error")

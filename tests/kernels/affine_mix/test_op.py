@@ -107,6 +107,7 @@ WRONG = [
     ({"out_dtype": torch.uint8}, "out_dtype"),
     ({"index": torch.zeros(4, 2, dtype=torch.int64)}, "weight"),
     ({"index": torch.zeros(4, 1)}, "index"),
+    ({"index": torch.zeros(4, 0, dtype=torch.int64)}, "index"),
     ({"index": torch.tensor([[0], [4]])}, "index"),
     ({"index": torch.tensor([[-1]])}, "index"),
     ({"weight": torch.rand(4, 2, 1, 1)}, "weight"),
