@@ -105,7 +105,14 @@ def _data_loader(root, threads, batch_size, device, transform, read) -> Epoch:
 
     options = {} if read is None else {"loader": read}
     data = ImageFolder(str(root / "train"), transform, **options)
-    loader = DataLoader(data, batch_size, shuffle=True, drop_last=True, num_workers=threads)
+    loader = DataLoader(
+        data,
+        batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=threads,
+        persistent_workers=True,
+    )
     return _through(loader, device)
 
 
@@ -124,7 +131,7 @@ def timm_loader(root: Path, threads: int, batch_size: int, device: torch.device)
         num_workers=threads,
         use_prefetcher=device.type == "cuda",
         device=device,
-        persistent_workers=False,
+        persistent_workers=True,
     )
     return _through(loader, device)
 

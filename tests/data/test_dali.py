@@ -1,128 +1,340 @@
 import io
 import logging
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from hard_fast.data.dali import TooManyBadFiles, TrainLoader
-from hard_fast.data.sources import PicturesConfig, read_pictures
-from hard_fast.runtime.seed import derive_seed
+from hard_fast.data.order import Order
+from hard_fast.data.sources import PicturesConfig, Samples
+from hard_fast.types import Batch
 
 CPU = torch.device("cpu")
+NUM, BATCH = 14, 4
+
+
+def build(samples: Samples, batch_size: int = BATCH, **options) -> TrainLoader:
+    keys = {key: options.pop(key) for key in ("max_bad", "flip") if key in options}
+    config = PicturesConfig(root="/some/root", size=12, threads=1, **keys)
+    options = {"seed": 5, "device": CPU, **options}
+    return TrainLoader(samples, config, batch_size=batch_size, **options)
+
+
+def take(loader: TrainLoader, num: int) -> list[Batch]:
+    return [loader.next_batch() for _ in range(num)]
+
+
+def labels(batches: list[Batch]) -> list[list[int]]:
+    return [batch.label.tolist() for batch in batches]
+
+
+def same(some: list[Batch], others: list[Batch]) -> bool:
+    return all(
+        torch.equal(a.image, b.image) and torch.equal(a.label, b.label)
+        for a, b in zip(some, others, strict=True)
+    )
+
+
+def saved(loader: TrainLoader) -> dict:
+    """The state as a checkpoint gives it back."""
+    buffer = io.BytesIO()
+    torch.save(loader.state_dict(), buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+@pytest.fixture(params=[0, 2], ids=["folder", "shards"])
+def samples(request, solid, write_samples) -> Samples:
+    """Grey pictures that say which they are."""
+    return write_samples([solid(i) for i in range(NUM)], request.param)
 
 
 @pytest.fixture
-def set_of(tmp_path, encode):
-    """A function that writes a folder of `num` pictures and returns its config and samples."""
-
-    def set_of(num: int, **options):
-        for name in ("cat", "dog"):
-            (tmp_path / "train" / name).mkdir(parents=True, exist_ok=True)
-        for i in range(num):
-            place = tmp_path / "train" / ("cat", "dog")[i % 2] / f"{i:02d}.jpg"
-            place.write_bytes(encode(seed=i, size=(20 + i, 30 - i)))
-        (tmp_path / "val").mkdir(exist_ok=True)
-        for name in ("cat", "dog"):
-            (tmp_path / "val" / name).mkdir(exist_ok=True)
-            (tmp_path / "val" / name / "0.jpg").write_bytes(encode(seed=99))
-        options = {"size": 8, "val_share": 0.0, "threads": 1} | options
-        config = PicturesConfig(root=str(tmp_path), **options)
-        return config, read_pictures(config).train
-
-    return set_of
+def noisy(encode, write_samples) -> Samples:
+    """Pictures whose every crop is different."""
+    return write_samples([encode(size=(40, 30), seed=i) for i in range(NUM)])
 
 
-def open_loader(config, samples, batch_size=2, **options):
-    return TrainLoader(samples, config, batch_size=batch_size, seed=3, device=CPU, **options)
-
-
-def test_an_epoch_shows_every_picture_once_and_the_next_in_another_order(set_of):
-    config, samples = set_of(6)
-    loader = open_loader(config, samples._replace(label=np.arange(6)))
-    epochs = [torch.cat([loader.next_batch().label for _ in range(3)]).tolist() for _ in range(2)]
+@pytest.mark.parametrize("resize_in_graph", [False, True])
+def test_an_epoch_shows_each_picture_with_its_label(samples, resize_in_graph):
+    loader = build(samples, 7, resize_in_graph=resize_in_graph)
+    assert loader.num_steps_per_epoch == 2
+    batches = take(loader, 4)
+    for image, label in batches:
+        assert image.shape == (7, 3, 12, 12) and image.dtype == torch.uint8
+        assert image.is_contiguous(memory_format=torch.channels_last)
+        assert label.dtype == torch.int64
+        assert (image.float() - (8 * label + 4).view(-1, 1, 1, 1)).abs().max() <= 1
+    first, second = (sum(labels(part), []) for part in (batches[:2], batches[2:]))
+    assert sorted(first) == sorted(second) == list(range(NUM))
+    assert first != second
+    assert loader.num_bad == 0
     loader.close()
-    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(6)) and epochs[0] != epochs[1]
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_the_ranks_share_the_same_global_batches(set_of, world_size):
-    config, samples = set_of(13)
-    samples = samples._replace(label=np.arange(13))
-    seen = []
-    for rank in range(world_size):
-        loader = open_loader(config, samples, 6, rank=rank, world_size=world_size)
-        seen.append([loader.next_batch().label for _ in range(4)])
+def test_a_batch_stays_what_it_was_when_others_come(noisy):
+    for resize_in_graph in (False, True):
+        loader = build(noisy, resize_in_graph=resize_in_graph)
+        first = loader.next_batch()
+        copy = first.image.clone()
+        take(loader, 6)
         loader.close()
-    batches = [torch.cat(parts).tolist() for parts in zip(*seen, strict=True)]
-    for epoch in range(2):
-        generator = torch.Generator().manual_seed(derive_seed(3, "order", epoch))
-        order = torch.randperm(13, generator=generator).tolist()
-        assert batches[2 * epoch] == order[:6] and batches[2 * epoch + 1] == order[6:12]
+        assert torch.equal(first.image, copy)
 
 
-def test_a_run_resumes_at_every_position_bit_for_bit(set_of):
-    config, samples = set_of(7)
-    whole = open_loader(config, samples)
-    batches, states = [], []
-    for _ in range(8):
-        batches.append(whole.next_batch())
-        # As a checkpoint does it: through a file that may hold plain values only.
-        buffer = io.BytesIO()
-        torch.save(whole.state_dict(), buffer)
-        states.append(buffer)
-    whole.close()
-    for position, buffer in enumerate(states[:-1]):
-        buffer.seek(0)
-        resumed = open_loader(config, samples)
-        resumed.load_state_dict(torch.load(buffer, weights_only=True))
-        for expected in batches[position + 1 : position + 3]:
-            got = resumed.next_batch()
-            assert torch.equal(got.image, expected.image), position
-            assert torch.equal(got.label, expected.label), position
-        resumed.close()
+def test_crops_and_mirrors_differ_from_epoch_to_epoch_and_with_the_seed(noisy):
+    batches = take(build(noisy, NUM), 4)
+    by_label = torch.stack([image[label.argsort()] for image, label in batches])
+    assert len(by_label.flatten(2).unique(dim=0)) == 4
+    other = build(noisy, NUM, seed=6).next_batch()
+    again = build(noisy, NUM).next_batch()
+    assert same([again], batches[:1]) and not same([other], batches[:1])
 
 
-def test_another_number_of_processes_starts_the_epoch_again_and_says_so(set_of, caplog):
-    config, samples = set_of(8)
-    first = open_loader(config, samples, 4)
-    expected = first.next_batch().label
-    state = first.state_dict()
-    first.close()
-    second = open_loader(config, samples, 4, rank=0, world_size=2)
+def test_half_of_the_pictures_are_mirrored(encode, write_samples):
+    ramp = Image.linear_gradient("L").rotate(90).resize((64, 48)).convert("RGB")
+    buffer = io.BytesIO()
+    ramp.save(buffer, "PNG")
+    samples = write_samples([buffer.getvalue()] * 60)
+
+    def num_rising(flip: bool, in_graph: bool) -> int:
+        image = build(samples, 60, flip=flip, resize_in_graph=in_graph).next_batch().image.int()
+        return int((image[:, 0, 6, -1] > image[:, 0, 6, 0]).sum())
+
+    whole = num_rising(False, False)
+    assert whole in (0, 60) and num_rising(False, True) == whole
+    expected = Order(60, 60, seed=5, flip=True).work(0).is_flipped.sum()
+    for in_graph in (False, True):
+        assert abs(num_rising(True, in_graph) - whole) == expected
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_share_the_global_batches(samples, world_size):
+    whole = labels(take(build(samples, 6), 5))
+    ranks = []
+    for rank in range(world_size):
+        loader = build(samples, 6, rank=rank, world_size=world_size)
+        assert loader.num_steps_per_epoch == 2
+        ranks.append(labels(take(loader, 5)))
+        loader.close()
+    assert [sum(parts, []) for parts in zip(*ranks, strict=True)] == whole
+    for epoch in (whole[:2], whole[2:4]):
+        assert len(set(sum(epoch, []))) == 12
+
+
+@pytest.mark.parametrize("num_before", range(8))
+@pytest.mark.parametrize("resize_in_graph", [False, True])
+def test_resume_after_any_batch_continues_bit_for_bit(noisy, num_before, resize_in_graph):
+    straight = build(noisy, resize_in_graph=resize_in_graph)
+    take(straight, num_before)
+    state = saved(straight)
+    assert (state["epoch"], state["position"]) == divmod(num_before, 3)
+    resumed = build(noisy, resize_in_graph=resize_in_graph)
+    take(resumed, 2)
+    resumed.load_state_dict(state)
+    assert saved(resumed) == state
+    assert same(take(resumed, 7), take(straight, 7))
+    # And once more, from a run that was itself resumed.
+    again = build(noisy, resize_in_graph=resize_in_graph)
+    again.load_state_dict(saved(resumed))
+    assert same(take(again, 3), take(straight, 3))
+
+
+def test_each_rank_resumes_from_its_own_state(noisy):
+    for rank in range(2):
+        place = {"rank": rank, "world_size": 2}
+        straight, resumed = build(noisy, **place), build(noisy, **place)
+        take(straight, 4)
+        resumed.load_state_dict(saved(straight))
+        assert same(take(resumed, 4), take(straight, 4))
+
+
+def test_the_state_of_another_rank_keeps_the_order(noisy, caplog):
+    zero, one = (build(noisy, rank=rank, world_size=2) for rank in range(2))
+    take(zero, 4)
+    take(one, 4)
+    resumed = build(noisy, rank=1, world_size=2)
+    resumed.load_state_dict(saved(zero))
+    assert caplog.messages == ["saved by rank 0: rank 1 draws new crops"]
+    assert labels(take(resumed, 3)) == labels(take(one, 3))
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"world_size": 2}, "number of processes"),
+        ({"seed": 6}, "seed"),
+        ({"batch_size": 7}, "batch size"),
+    ],
+)
+def test_another_set_up_says_so_and_starts_the_epoch_again(noisy, caplog, change, word):
+    loader = build(noisy)
+    take(loader, 5)
+    other = build(noisy, **change)
+    other.load_state_dict(saved(loader))
+    assert caplog.messages == [f"saved with another {word}: epoch 1 starts again"]
+    assert saved(other)["position"] == 0
+    straight = build(noisy, **change)
+    take(straight, straight.num_steps_per_epoch)
+    assert labels(take(other, 3)) == labels(take(straight, 3))
+
+
+def test_another_list_of_samples_starts_the_epoch_again(noisy, caplog):
+    loader = build(noisy)
+    take(loader, 5)
+    fewer = build(noisy.take(np.arange(NUM - 1)))
+    fewer.load_state_dict(saved(loader))
+    assert caplog.messages == ["saved with another list of samples: epoch 1 starts again"]
+    assert 13 not in sum(labels(take(fewer, 4)), [])
+
+
+@pytest.mark.parametrize("checkpoint", [b"nonsense", b""])
+def test_a_checkpoint_that_dali_cannot_read_costs_only_the_crops(noisy, caplog, checkpoint):
+    loader = build(noisy)
+    take(loader, 4)
+    other = build(noisy)
+    other.load_state_dict(saved(loader) | {"dali": checkpoint})
+    assert len(caplog.messages) == 1
+    assert "DALI cannot read its checkpoint" in caplog.messages[0]
+    assert labels(take(other, 3)) == labels(take(loader, 3))
+
+
+BAD = {
+    "empty": lambda good: b"",
+    "html": lambda good: b"<!DOCTYPE html><title>404</title>",
+    "cut in its header": lambda good: good[:100],
+    "noise": lambda good: bytes(range(256)),
+}
+
+
+@pytest.mark.parametrize("num_shards", [0, 2])
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_picture_costs_its_batch_and_is_named(solid, write_samples, caplog, kind, num_shards):
+    payloads = [solid(i) for i in range(NUM)]
+    payloads[9] = BAD[kind](payloads[9])
+    samples = write_samples(payloads, num_shards)
+    order = Order(NUM, BATCH, seed=5)
+    expected = [order.work(step).index.tolist() for step in range(9)]
+    kept = [batch for batch in expected if 9 not in batch]
+    loader = build(samples, max_bad=0.1)
     with caplog.at_level(logging.WARNING):
-        second.load_state_dict(state)
-    assert "another number of processes: epoch 0 starts again" in caplog.text
-    assert torch.equal(second.next_batch().label, expected[:2])
-    second.close()
+        batches = take(loader, len(kept))
+    assert labels(batches) == kept and len(kept) < 9
+    for image, label in batches:
+        assert (image.float() - (8 * label + 4).view(-1, 1, 1, 1)).abs().max() <= 1
+    num_lost = sum(9 in batch for batch in expected)
+    assert len(caplog.messages) == num_lost
+    assert all(samples.name(9) in message for message in caplog.messages)
+    assert loader.num_bad == num_lost
 
 
-def test_bad_files_are_named_and_cost_their_batch_and_too_many_end_the_run(
-    set_of, caplog, tmp_path
-):
-    config, samples = set_of(8, max_bad=0.2)
-    (tmp_path / "train" / "cat" / "04.jpg").write_bytes(b"<html>not found</html>" * 20)
-    loader = open_loader(config, samples)
-    for _ in range(4):
-        loader.next_batch()
-    # One of the epoch's four batches was lost, so the fourth is the first of the next.
-    assert loader.num_bad == 1 and loader.state_dict()["epoch"] == 1
-    assert "04.jpg" in caplog.text and "skipped a batch" in caplog.text
+def test_a_picture_cut_short_is_bad_where_its_crop_needs_the_rest(encode, write_samples):
+    payloads = [encode(size=(40, 30), seed=i) for i in range(NUM)]
+    payloads[9] = payloads[9][: len(payloads[9]) // 4]
+    loader = build(write_samples(payloads), NUM, max_bad=0.1)
+    take(loader, 3)
+    assert loader.num_bad > 0
+    assert loader.state_dict()["epoch"] * NUM + loader.state_dict()["position"] > 3
+
+
+@pytest.mark.parametrize("num_before", range(7))
+def test_resume_is_exact_among_bad_pictures(encode, write_samples, num_before):
+    payloads = [encode(size=(40, 30), seed=i) for i in range(NUM)]
+    payloads[3] = b"<html>"
+    samples = write_samples(payloads)
+    straight, resumed = (build(samples, max_bad=0.5) for _ in "ab")
+    take(straight, num_before)
+    resumed.load_state_dict(saved(straight))
+    assert same(take(resumed, 6), take(straight, 6))
+    assert resumed.num_bad == straight.num_bad
+    assert saved(resumed) == saved(straight)
+
+
+def test_a_file_that_vanishes_is_bad(samples, caplog):
+    loader = build(samples, max_bad=1.0)
+    loader.next_batch()
+    Path(samples.files[-1]).unlink()
+    seen = set(sum(labels(take(loader, 12)), []))
+    # One file of the folder, or the half of the pictures that was in the second shard.
+    gone = {13} if len(samples.files) == NUM else set(range(7, 14))
+    assert not seen & gone or len(samples.files) != NUM
+    assert loader.num_bad > 0 and samples.files[-1] in caplog.text
+
+
+def test_above_the_limit_the_run_ends_with_the_command(solid, write_samples):
+    payloads = [solid(i) for i in range(NUM)]
+    payloads[2] = payloads[11] = b"<html>"
+    samples = write_samples(payloads)
+    # An epoch has 12 pictures: two are 0.17 of them and one is 0.08.
+    with pytest.raises(TooManyBadFiles) as error:
+        take(build(samples, max_bad=0.1), 20)
+    text = str(error.value)
+    assert "python -m hard_fast.data.prepare check /some/root" in text
+    assert "data.max_bad = 0.1" in text and "\n" not in text
+    with pytest.raises(TooManyBadFiles):
+        take(build(samples, max_bad=0.0), 20)
+    loader = build(samples, max_bad=0.2)
+    take(loader, 20)
+    # Each epoch is judged by itself.
+    assert loader.num_bad > 0.2 * 12
+
+
+def test_a_batch_that_cannot_be_made_names_its_key(samples):
+    with pytest.raises(ValueError, match=r"train\.batch_size = 15: must be from 1 to the 14"):
+        build(samples, 15)
+
+
+def test_batches_are_decoded_while_the_last_one_is_in_use(write_samples):
+    noise = np.random.default_rng(0).integers(0, 256, (900, 1200, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "JPEG", quality=90)
+    samples = write_samples([buffer.getvalue()] * 8)
+    loader = build(samples, 8)
+    loader.next_batch()
+
+    def wait_for_five(pause_s: float) -> float:
+        before = loader.wait_s
+        for _ in range(5):
+            time.sleep(pause_s)
+            loader.next_batch()
+        return loader.wait_s - before
+
+    hurried = wait_for_five(0.0)
+    wait_for_five(hurried / 2)
+    assert wait_for_five(hurried / 2) < hurried / 4
     loader.close()
-    strict = open_loader(PicturesConfig(**config.model_dump() | {"max_bad": 0.0}), samples)
-    with pytest.raises(TooManyBadFiles, match="hard_fast.data.prepare check"):
-        for _ in range(4):
-            strict.next_batch()
-    strict.close()
 
 
-def test_shards_give_what_a_folder_gives(tmp_path, write_shard):
-    write_shard(tmp_path / "a-0.tar", [0, 1, 2, 0])
-    write_shard(tmp_path / "a-1.tar", [1, 2, 0, 1])
-    root = str(tmp_path / "a-{0..1}.tar")
-    config = PicturesConfig(root=root, num_classes=3, val_share=0.3, size=8, threads=1)
-    samples = read_pictures(config).train
-    loader = open_loader(config, samples, 1)
-    labels = [int(loader.next_batch().label) for _ in range(len(samples.label))]
-    loader.close()
-    assert sorted(labels) == sorted(samples.label.tolist())
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("num_before", [0, 2, 3, 5])
+def test_a_gpu_gives_the_same_samples_and_resumes_bit_for_bit(noisy, num_before):
+    device = torch.device("cuda")
+    straight, resumed = build(noisy, device=device), build(noisy, device=device)
+    before = take(straight, num_before)
+    resumed.load_state_dict(saved(straight))
+    after = take(straight, 6)
+    assert same(take(resumed, 6), after)
+    assert labels(before + after) == labels(take(build(noisy), num_before + 6))
+    image, label = after[0]
+    assert image.device.type == label.device.type == "cuda"
+    assert image.is_contiguous(memory_format=torch.channels_last)
+    torch.cuda.synchronize()
+    assert straight.wait_s > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_skips_bad_pictures(solid, write_samples):
+    payloads = [solid(i) for i in range(NUM)]
+    payloads[9], payloads[2] = b"<html>", payloads[2][:100]
+    loader = build(write_samples(payloads), max_bad=0.5, device=torch.device("cuda"))
+    for image, label in take(loader, 12):
+        assert not {2, 9} & set(label.tolist())
+        apart = image.float() - (8 * label + 4).view(-1, 1, 1, 1)
+        assert apart.abs().max() <= 3
+    assert loader.num_bad > 0

@@ -135,6 +135,16 @@ def bad_pictures(good: bytes) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.parametrize("kind", ["empty", "html", "noise", "cut short"])
+def test_a_large_batch_with_a_bad_picture_is_an_error_and_no_crash(encode, write_samples, kind):
+    payloads = [encode(seed=i, size=(40, 30)) for i in range(60)]
+    payloads[57] = bad_pictures(payloads[57])[kind]
+    samples = write_samples(payloads)
+    for _ in range(10):
+        with pytest.raises(RuntimeError):
+            crops(samples, config(min_scale=1.0))
+
+
 @pytest.mark.parametrize("num_shards", [0, 2])
 def test_exactly_the_undecodable_pictures_are_found(encode, write_samples, num_shards):
     payloads = [encode(seed=i) for i in range(70)]
