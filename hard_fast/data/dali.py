@@ -16,6 +16,7 @@ from hard_fast.data.decoding import (
     build_resizer,
     count_threads,
     fingerprint,
+    name_of,
     run,
     to_batch,
     to_tensor,
@@ -168,6 +169,7 @@ class TrainLoader:
         self._ahead: deque[_Decoded] = deque()
         self._step = self._first_step = step
         self._num_bad, self._num_bad_in_epoch = self.num_bad, num_bad_in_epoch
+        self._num_lost_in_a_row = 0
         self._state = self._describe(None)
 
     def _describe(self, checkpoint: bytes | None) -> dict[str, Any]:
@@ -218,6 +220,7 @@ class TrainLoader:
                 continue
             assert np.array_equal(index, work.index), "DALI returned other samples than asked for"
             self._step += 1
+            self._num_lost_in_a_row = 0
             state = self._describe(self._pipeline.checkpoint())
             if self._resizer is None:
                 return _Decoded(to_tensor(pictures), index, state)
@@ -241,13 +244,19 @@ class TrainLoader:
         self._num_bad += len(found)
         self._num_bad_in_epoch += len(found)
         for i, reason in found.items():
-            _log.warning("skipped a batch: %s: %s", self._samples.name(i), reason)
+            _log.warning("skipped a batch: %s: %s", name_of(self._samples, i), reason)
+        self._num_lost_in_a_row += 1
         num = self.num_steps_per_epoch * self._order.share
+        problem = None
         if self._num_bad_in_epoch > self._config.max_bad * num:
+            problem = (
+                f"{self._num_bad_in_epoch} of the {num} pictures of an epoch cannot be decoded, "
+                f"more than data.max_bad = {self._config.max_bad:g} allows"
+            )
+        elif self._num_lost_in_a_row >= 2 * self.num_steps_per_epoch:
+            problem = "every batch of an epoch has a picture that cannot be decoded"
+        if problem is not None:
             root = self._config.root
             roots = shlex.join([root] if isinstance(root, str) else root)
-            raise TooManyBadFiles(
-                f"{self._num_bad_in_epoch} of the {num} pictures of an epoch cannot be decoded, "
-                f"more than data.max_bad = {self._config.max_bad:g} allows; to leave them out, run "
-                f"python -m hard_fast.data.prepare check {roots}"
-            ) from None
+            command = f"python -m hard_fast.data.prepare check {roots}"
+            raise TooManyBadFiles(f"{problem}; to leave such pictures out, run {command}") from None

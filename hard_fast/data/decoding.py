@@ -64,6 +64,15 @@ def count_threads(config: PicturesConfig, device: torch.device, world_size: int)
     return max(1, min(_MAX_THREADS, len(os.sched_getaffinity(0)) // num_local))
 
 
+def name_of(samples: Samples, position: int) -> str:
+    """What a person is told of a bad picture, also where its shard can no longer be read."""
+    try:
+        return samples.name(position)
+    except (OSError, ValueError):
+        path = samples.files[samples.file_of[position]]
+        return f"{path} at byte {samples.offset[position]}"
+
+
 def fingerprint(samples: Samples) -> str:
     """A hash that differs for another list, but not for the same files in another place."""
     found = hashlib.blake2b(digest_size=16)

@@ -11,6 +11,7 @@ from torch import Tensor
 from hard_fast.data.decoding import (
     build_resizer,
     count_threads,
+    name_of,
     run,
     to_batch,
     to_tensor,
@@ -82,7 +83,7 @@ def _eval_pass(
                 if not bad and k == 0:
                     raise error
                 for i, reason in bad.items():
-                    _log.warning("left out: %s: %s", samples.name(i), reason)
+                    _log.warning("left out: %s: %s", name_of(samples, i), reason)
                 good = part[~np.isin(part, list(bad))]
                 left = ([good] if len(good) else []) + parts[k + 1 :]
                 break

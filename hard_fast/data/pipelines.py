@@ -181,8 +181,8 @@ def _probe(samples: Samples, device: torch.device, num_threads: int) -> Any:
 def _reason(error: RuntimeError) -> str:
     """The line of DALI's message that says what happened."""
     text = str(error).partition("encountered:")[2] or str(error)
-    lines = [line.strip(" :") for line in text.splitlines() if line.strip()]
-    return lines[0] if lines else "it cannot be decoded"
+    reason = next((line.strip(" :") for line in text.splitlines() if line.strip()), "")
+    return reason.replace("nvImageCodec failure", "no known picture format, nvImageCodec failure")
 
 
 def _pipeline(

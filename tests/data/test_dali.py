@@ -232,13 +232,19 @@ def test_a_bad_picture_costs_its_batch_and_is_named(solid, write_samples, caplog
     assert loader.num_bad == num_lost
 
 
-def test_a_picture_cut_short_is_bad_where_its_crop_needs_the_rest(encode, write_samples):
+def test_a_picture_cut_short_is_bad_where_its_crop_needs_the_rest(encode, write_samples, caplog):
     payloads = [encode(size=(40, 30), seed=i) for i in range(NUM)]
-    payloads[9] = payloads[9][: len(payloads[9]) // 4]
-    loader = build(write_samples(payloads), NUM, max_bad=0.1)
-    take(loader, 3)
-    assert loader.num_bad > 0
-    assert loader.state_dict()["epoch"] * NUM + loader.state_dict()["position"] > 3
+    payloads[9] = payloads[9][: len(payloads[9]) // 2]
+    samples = write_samples(payloads)
+    loader = build(samples, max_bad=0.1)
+    take(loader, 30)
+    # The log is one batch ahead.
+    assert len(caplog.messages) - 1 <= loader.num_bad <= len(caplog.messages) > 0
+    assert all(samples.name(9) in message for message in caplog.messages)
+    state = loader.state_dict()
+    # A lost batch keeps its position; another one is further on in the run.
+    num_lost = state["epoch"] * loader.num_steps_per_epoch + state["position"] - 30
+    assert num_lost == loader.num_bad
 
 
 @pytest.mark.parametrize("num_before", range(7))
@@ -255,13 +261,14 @@ def test_resume_is_exact_among_bad_pictures(encode, write_samples, num_before):
 
 
 def test_a_file_that_vanishes_is_bad(samples, caplog):
-    loader = build(samples, max_bad=1.0)
+    loader = build(samples, 2, max_bad=1.0)
     loader.next_batch()
     Path(samples.files[-1]).unlink()
-    seen = set(sum(labels(take(loader, 12)), []))
-    # One file of the folder, or the half of the pictures that was in the second shard.
+    # What was read ahead of time is still whole.
+    take(loader, 6)
+    # One picture of the folder, or the second half in shards.
     gone = {13} if len(samples.files) == NUM else set(range(7, 14))
-    assert not seen & gone or len(samples.files) != NUM
+    assert set(sum(labels(take(loader, 20)), [])) == set(range(NUM)) - gone
     assert loader.num_bad > 0 and samples.files[-1] in caplog.text
 
 
@@ -281,6 +288,16 @@ def test_above_the_limit_the_run_ends_with_the_command(solid, write_samples):
     take(loader, 20)
     # Each epoch is judged by itself.
     assert loader.num_bad > 0.2 * 12
+
+
+def test_a_run_without_any_good_batch_ends(solid, write_samples):
+    payloads = [solid(i) for i in range(NUM)]
+    payloads[2] = b"<html>"
+    loader = build(write_samples(payloads), NUM, max_bad=1.0)
+    with pytest.raises(
+        TooManyBadFiles, match=r"every batch of an epoch .*\.prepare check /some/root"
+    ):
+        loader.next_batch()
 
 
 def test_a_batch_that_cannot_be_made_names_its_key(samples):

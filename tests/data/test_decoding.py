@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hard_fast.data.decoding import (
     build_resizer,
     count_threads,
     fingerprint,
+    name_of,
     run,
     to_batch,
     to_tensor,
@@ -51,6 +53,13 @@ def test_the_fingerprint_knows_the_list_but_not_its_place(encode, write_samples)
         samples._replace(offset=samples.offset + one),
     ]
     assert len({fingerprint(each) for each in (samples, *others)}) == 6
+
+
+def test_a_picture_has_a_name_even_if_its_shard_is_gone(encode, write_samples):
+    samples = write_samples([encode(seed=i) for i in range(4)], num_shards=2)
+    assert name_of(samples, 3) == f"{samples.files[1]}/3.jpg"
+    Path(samples.files[1]).unlink()
+    assert name_of(samples, 3) == f"{samples.files[1]} at byte {samples.offset[3]}"
 
 
 def test_what_comes_out_shares_no_memory_with_what_comes_next(encode, write_samples):
