@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from hard_fast.types import Outputs
 
@@ -17,20 +18,40 @@ from hard_fast.types import Outputs
 class Normalized(nn.Module):
     """A network with the mean and std it was trained with, so that it reads images in [0,1].
 
-    Args:    mean, std: one number per channel, as buffers of shape [1,C,1,1].
+    Args:    mean, std: one number per channel, as fp32 buffers of shape [1,C,1,1].
     """
 
     def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.net = net
+        self.dtype: torch.dtype | None = None
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, image_BCHW: Tensor) -> Any:
-        """What the network makes of (image - mean) / std."""
-        return self.net((image_BCHW - self.mean) / self.std)
+        """What the network makes of (image - mean) / std, rounded to its dtype if it has one."""
+        image_BCHW = (image_BCHW - self.mean) / self.std
+        return self.net(image_BCHW if self.dtype is None else image_BCHW.to(self.dtype))
+
+
+def set_dtype(network: Normalized, dtype: torch.dtype) -> None:
+    """Make a network compute in a dtype without autocast: its weights, and the image it is given.
+
+    The image is normalised in fp32 before it is rounded. BatchNorm keeps what it has in fp32, small
+    beside the rest: torch's batch_norm takes fp32 statistics and weights with any input.
+    """
+    network.dtype = dtype
+    for module in network.net.modules():
+        if isinstance(module, _BatchNorm):
+            continue
+        for parameter in module.parameters(recurse=False):
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_floating_point():
+                module._buffers[name] = buffer.to(dtype)
 
 
 class Tapped(nn.Module):
@@ -41,14 +62,21 @@ class Tapped(nn.Module):
     place does not reach a tap. A network that returns two logits (a distilled ViT while
     `set_distilled_training` is on and it trains) gives their mean, and taps `head` and `head_dist`.
 
+    Args:    amp_dtype: autocast the network to it, and logits and taps may come in it; None: run
+             the network as it is.
     Raises:  ValueError for a name the network does not have; when called, for a named module that
              did not run or returned no tensor, and for a network whose output is no logits.
     """
 
-    def __init__(self, network: nn.Module, taps: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        taps: tuple[str, ...] = (),
+        amp_dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
-        self.taps = taps
+        self.taps, self.amp_dtype = taps, amp_dtype
         self._seen: dict[str, Tensor] = {}
         modules = {name: module for name, module in bare(network).named_modules() if name}
         for name in taps:
@@ -60,7 +88,11 @@ class Tapped(nn.Module):
     def forward(self, image_BCHW: Tensor) -> Outputs:
         """Logits [B,K] and one tensor per tap, in the order asked for."""
         self._seen.clear()
-        result = self.network(image_BCHW)
+        if self.amp_dtype is None:
+            result = self.network(image_BCHW)
+        else:
+            with torch.autocast(image_BCHW.device.type, self.amp_dtype):
+                result = self.network(image_BCHW)
         for name in self.taps:
             if name not in self._seen:
                 raise ValueError(f"tap {name!r}: this module did not run")

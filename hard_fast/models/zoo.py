@@ -12,18 +12,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Self
 
+import torch
 from pydantic import TypeAdapter, ValidationError, model_validator
 from torch import nn
 
+from hard_fast.models.checkpointing import checkpoint_activations
+from hard_fast.models.folding import fold_batchnorm
 from hard_fast.models.small import SMALL_NETS
-from hard_fast.models.taps import Normalized, nearest
+from hard_fast.models.taps import Normalized, nearest, set_dtype
 from hard_fast.models.weights import load_weights, save_weights
+from hard_fast.runtime.compile import Precision
 from hard_fast.runtime.configfile import Config
 
 __all__ = ["NetworkConfig", "Normalized", "build_network", "load_weights", "save_weights"]
 
 Statistics = tuple[Sequence[float], Sequence[float]]
 _IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class NetworkConfig(Config):
@@ -43,6 +48,12 @@ class NetworkConfig(Config):
     std: tuple[float, ...] | None = None
     options: dict[str, Any] = {}
     """Keyword arguments of the network's constructor."""
+    precision: Precision = "auto"
+    """Of a teacher: the dtype of its weights and arithmetic, without autocast; in 16 bit it takes
+    half the memory. auto: weights in fp32, autocast as train.precision says."""
+    checkpointing: bool = False
+    """Keep few activations for the backward pass and compute the others again: less memory for
+    more time. timm's networks can."""
 
     @model_validator(mode="after")
     def _one_source_of_weights(self) -> Self:
@@ -56,13 +67,21 @@ class NetworkConfig(Config):
 
 
 def build_network(
-    config: NetworkConfig, *, num_classes: int, in_channels: int, image_size: int
+    config: NetworkConfig,
+    *,
+    num_classes: int,
+    in_channels: int,
+    image_size: int,
+    frozen: bool = False,
+    taps: tuple[str, ...] = (),
 ) -> Normalized:
     """The network a config names, with its weights loaded, on the CPU.
 
     Args:    image_size: side of a square picture, px; timm models that need it are told.
-    Raises:  ValueError for an unknown name or option, unusable weights, or mean and std that do
-             not fit the channels.
+             frozen: it never learns: in eval mode, without weight gradients, BatchNorm folded.
+             taps: names of inner modules whose outputs are wanted, and stay what they are.
+    Raises:  ValueError for an unknown name or option, unusable weights, mean and std that do not
+             fit the channels, or checkpointing where it cannot be.
     """
     sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
     net = _bare_network(config, sizes)
@@ -73,7 +92,15 @@ def build_network(
     std = _per_channel("std", own_std if config.std is None else config.std, in_channels)
     if not min(std) > 0:
         raise ValueError(f"std = {list(std)}: must be above 0")
-    return Normalized(net, mean, std)
+    network = Normalized(net, mean, std)
+    if frozen:
+        network.eval().requires_grad_(False)
+        fold_batchnorm(network, (in_channels, image_size, image_size), taps)
+    if config.precision != "auto":
+        set_dtype(network, _DTYPES[config.precision])
+    if config.checkpointing:
+        checkpoint_activations(net, config.name, is_frozen=frozen, taps=taps)
+    return network
 
 
 def _bare_network(config: NetworkConfig, sizes: Mapping[str, int]) -> nn.Module:
@@ -212,7 +239,7 @@ def _unknown_name(name: str) -> str:
 
 def _unexpected_key(error: Exception) -> str | None:
     """The keyword that a call did not expect, if that is what the error says."""
-    match = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    match = re.search(r"unexpected keyword argument(?:\(s\): \[)? ?'(\w+)'", str(error))
     return match.group(1) if match and isinstance(error, TypeError) else None
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hard_fast.models.small import SMALL_NETS
-from hard_fast.models.taps import Normalized, Tapped, bare
+from hard_fast.models.taps import Normalized, Tapped, bare, set_dtype
 from hard_fast.types import Outputs
 
 
@@ -123,13 +123,64 @@ def test_a_deep_copy_records_for_itself():
     assert torch.equal(tapped(image).taps["layer1"], expected)
 
 
+@pytest.mark.parametrize("amp_dtype", [torch.bfloat16, torch.float16])
+def test_autocasts_the_network_alone(amp_dtype):
+    seen = []
+    net = _small_resnet().eval()
+    normalized = Normalized(net, (0.5,) * 3, (0.25,) * 3)
+    normalized.register_forward_hook(
+        lambda *call: seen.append(torch.get_autocast_dtype("cpu") if _is_autocast() else None)
+    )
+    image = torch.rand(2, 3, 8, 8, requires_grad=True)
+    plain = Tapped(normalized, ("layer1",))(image)
+    assert plain.logits_BK.dtype == torch.float32
+    low = Tapped(normalized, ("layer2",), amp_dtype)(image)
+    assert seen == [None, amp_dtype] and not _is_autocast()
+    assert low.logits_BK.dtype == amp_dtype and low.taps["layer2"].dtype == amp_dtype
+    with torch.autocast("cpu", amp_dtype):
+        assert torch.equal(low.logits_BK, normalized(image))
+    low.logits_BK.float().square().sum().backward()
+    assert image.grad.dtype == torch.float32 and image.grad.abs().sum() > 0
+
+
+def _is_autocast() -> bool:
+    return torch.is_autocast_enabled("cpu")
+
+
+def test_a_network_of_low_precision_reads_the_image_normalised_in_fp32():
+    seen = []
+    net = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LayerNorm(4))
+    net.register_buffer("bias", torch.ones(4))
+    net.register_buffer("count", torch.ones(4, dtype=torch.long))
+    net[1].weight.requires_grad_(False)
+    net.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    normalized = Normalized(net.eval(), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    image = torch.rand(2, 3, 3, 3)
+    expected = normalized(image)
+    set_dtype(normalized, torch.bfloat16)
+    logits = normalized(image)
+    assert torch.equal(seen[1], seen[0].bfloat16()) and logits.dtype == torch.bfloat16
+    torch.testing.assert_close(logits.float(), expected, rtol=0.05, atol=0.05)
+    kept = [*normalized.net[0].state_dict().values(), normalized.mean, normalized.std]
+    assert {tensor.dtype for tensor in kept} == {torch.float32, torch.int64}
+    others = [*net[1].parameters(), *net[3].parameters(), net.bias]
+    assert {tensor.dtype for tensor in others} == {torch.bfloat16}
+    assert net.count.dtype == torch.long and not net[1].weight.requires_grad
+
+
 @pytest.mark.parametrize(
-    ("backend", "taps"), [("eager", ()), ("eager", ("conv1", "relu1")), ("aot_eager", ("conv1",))]
+    ("backend", "taps", "amp_dtype"),
+    [
+        ("eager", (), None),
+        ("eager", ("conv1", "relu1"), torch.float16),
+        ("aot_eager", ("conv1",), None),
+        ("aot_eager", ("conv1",), torch.bfloat16),
+    ],
 )
-def test_compiles_to_one_graph(backend, taps):
+def test_compiles_to_one_graph(backend, taps, amp_dtype):
     torch._dynamo.reset()
     net = SMALL_NETS["cnn"](4, 3, 8, widths=(4,), pools=(1,)).eval()
-    tapped = Tapped(Normalized(net, (0.5,) * 3, (0.25,) * 3), taps)
+    tapped = Tapped(Normalized(net, (0.5,) * 3, (0.25,) * 3), taps, amp_dtype)
 
     def twice(image: Tensor) -> tuple[Outputs, Outputs]:
         return tapped(image), tapped(image + 1)

@@ -13,12 +13,16 @@ from hard_fast.models.zoo import NetworkConfig, Normalized, build_network, save_
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def _build(num_classes=10, in_channels=3, image_size=32, **config) -> Normalized:
+def _build(
+    num_classes=10, in_channels=3, image_size=32, frozen=False, taps=(), **config
+) -> Normalized:
     return build_network(
         NetworkConfig(**config),
         num_classes=num_classes,
         in_channels=in_channels,
         image_size=image_size,
+        frozen=frozen,
+        taps=taps,
     )
 
 
@@ -134,6 +138,62 @@ def test_a_new_head_for_other_classes(tmp_path):
         NetworkConfig(name="test_resnet", new_head=True)
     with pytest.raises(ValueError, match="does not name its classifier"):
         build_network(NetworkConfig(**options | {"name": "mlp"}, new_head=True), **sizes)
+
+
+def test_a_frozen_network_is_folded_and_its_taps_stay():
+    found = []
+    for frozen in (False, True):
+        torch.manual_seed(0)
+        net = _build(name="cifar_resnet20", frozen=frozen, taps=("bn1",))
+        found.append((net, torch.rand(())))
+    (learns, first_draw), (frozen, second_draw) = found
+    assert first_draw == second_draw, "folding must not draw from the run's randomness"
+    assert learns.training and all(p.requires_grad for p in learns.parameters())
+    assert not any(m.training for m in frozen.modules())
+    assert not any(p.requires_grad for p in frozen.parameters())
+    assert [n for n, m in frozen.net.named_modules() if isinstance(m, nn.BatchNorm2d)] == ["bn1"]
+    image = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(frozen(image), learns.eval()(image), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "resnetv2_50", "mlp"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_frozen_network_of_low_precision(name, precision):
+    # Norm before convolution: there, some BatchNorms stay.
+    options = {"layers": [1, 1], "channels": [16, 16]} if name == "resnetv2_50" else {}
+    nets = []
+    for how in ("auto", precision):
+        torch.manual_seed(0)
+        nets.append(_build(name=name, frozen=True, precision=how, options=options))
+    plain, low = nets
+    image = torch.rand(4, 3, 32, 32, requires_grad=True)
+    logits, expected = low(image), plain(image)
+    assert logits.dtype == {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    error = (logits.float() - expected).abs().max() / expected.abs().max()
+    assert 0 < error < {"bf16": 0.05, "fp16": 0.01}[precision]
+    (gradient,) = torch.autograd.grad(logits.float().square().sum(), image)
+    (expected,) = torch.autograd.grad(expected.square().sum(), image)
+    assert gradient.dtype == torch.float32
+    assert nn.functional.cosine_similarity(gradient.flatten(), expected.flatten(), 0) > 0.95
+    # What is folded is folded before it is rounded.
+    norms = [n for n, m in low.net.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    assert bool(norms) == (name == "resnetv2_50")
+    for key, value in low.net.state_dict().items():
+        of_norm = key.rpartition(".")[0] in norms
+        assert value.dtype == (plain.net.state_dict()[key].dtype if of_norm else logits.dtype)
+        assert torch.equal(value, plain.net.state_dict()[key].to(value.dtype))
+
+
+def test_precision_fp32_and_mistakes():
+    net = _build(name="mlp", frozen=True, precision="fp32")
+    assert net.dtype == torch.float32 and net(torch.rand(1, 3, 32, 32)).dtype == torch.float32
+    with pytest.raises(ValueError, match="'auto', 'fp32', 'bf16' or 'fp16'"):
+        NetworkConfig(name="mlp", precision="int8")
+
+
+def test_timm_nets_that_list_the_keywords_they_refuse():
+    net = _build(name="hrnet_w18_small", image_size=32)
+    assert type(net.net).__name__ == "HighResolutionNet"
 
 
 def test_unknown_names_offer_the_nearest():
