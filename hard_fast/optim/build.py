@@ -1,5 +1,6 @@
 """Optimizers for one network's trainable parameters, and gradient clipping."""
 
+import warnings
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
@@ -8,21 +9,25 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from hard_fast.optim.eight_bit import eight_bit_rules
+from hard_fast.optim.flat import FlatOptimizer, Rule, lion_rule
 from hard_fast.optim.schedule import ConstantRateConfig, RateConfig
 from hard_fast.runtime.configfile import Config
 
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 _FUSED_DEVICES = {"cpu", "cuda"}
+_EPS = 1e-8  # torch's and bitsandbytes' default for Adam
 
 
 class OptimConfig(Config):
     """An optimizer, its learning rate's course and its clipping.
 
     `adam` and `sgd` add the weight decay to the gradient (L2); the others shrink the weights by
-    lr * weight_decay at each step (decoupled).
+    lr * weight_decay at each step (decoupled). `lion_auto` is `lion8bit` on a GPU for which
+    bitsandbytes has code, else `lion`: on a CPU 8-bit steps take many times longer.
     """
 
-    kind: Literal["adam", "adamw", "sgd", "lion", "lion8bit", "adamw8bit"] = "adam"
+    kind: Literal["adam", "adamw", "sgd", "lion", "lion8bit", "lion_auto", "adamw8bit"] = "adam"
     lr: float = Field(gt=0, allow_inf_nan=False)
     weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     # None: the kind's usual ones, (0.9, 0.99) for lion and (0.9, 0.999) for adam.
@@ -54,24 +59,24 @@ def build_optimizer(
     """An optimizer of the parameters that require gradients now.
 
     One group with weight decay and one without, an empty one left out. Where the parameters are
-    on a CPU or CUDA device, torch's own kinds are fused. The 8-bit kinds keep the state of tensors
-    with fewer than 4096 elements in fp32, and make every parameter contiguous: bitsandbytes would
-    do so at the first step, when views and graphs already hold the old storage.
+    on a CPU or CUDA device, torch's own kinds are fused. Lion and the 8-bit kinds move the
+    parameters into one buffer per group, in their own memory order. The 8-bit kinds keep 32-bit
+    state of tensors with fewer than two dimensions or 4096 elements.
 
     Args:    parameters: as `named_parameters` yields them; the names go into the state dict.
-    Raises:  ValueError if nothing requires gradients, or if bitsandbytes cannot be imported.
+    Raises:  ValueError if nothing requires gradients, or if bitsandbytes cannot serve the device.
     """
     trainable = [(name, p) for name, p in parameters if p.requires_grad]
     if not trainable:
         raise ValueError(f"optim.kind = {config.kind!r}: no parameter requires gradients")
     groups = _groups(config, trainable)
-    usual_betas = (0.9, 0.99) if config.kind in ("lion", "lion8bit") else (0.9, 0.999)
-    betas = config.betas or usual_betas
+    usual_betas = (0.9, 0.99) if config.kind.startswith("lion") else (0.9, 0.999)
+    shared = {"lr": config.lr, "betas": config.betas or usual_betas}
     is_fused = {p.device.type for _, p in trainable} <= _FUSED_DEVICES
     match config.kind:
         case "adam" | "adamw":
             adam = torch.optim.Adam if config.kind == "adam" else torch.optim.AdamW
-            return _same_layout(adam(groups, lr=config.lr, betas=betas, fused=is_fused))
+            return _same_layout(adam(groups, **shared, fused=is_fused))
         case "sgd":
             sgd = torch.optim.SGD(
                 groups,
@@ -80,13 +85,11 @@ def build_optimizer(
                 nesterov=config.nesterov,
                 fused=is_fused,
             )
+            sgd.register_step_pre_hook(_start_momentum)
             return _same_layout(sgd)
-        case "lion":
-            from lion_pytorch import Lion
-
-            return Lion(groups, lr=config.lr, betas=betas)
-        case "lion8bit" | "adamw8bit":
-            return _build_8bit(config, groups, betas)
+        case _:
+            rules = _flat_rules(config.kind, trainable[0][1].device)
+            return FlatOptimizer(groups, *rules, **shared, eps=_EPS)
 
 
 def clip_(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
@@ -112,21 +115,22 @@ def _groups(config: OptimConfig, trainable: list[tuple[str, nn.Parameter]]) -> l
     return [group for group in groups if group["params"]]
 
 
-def _build_8bit(
-    config: OptimConfig, groups: list[dict[str, Any]], betas: tuple[float, float]
-) -> Optimizer:
+def _flat_rules(kind: str, device: torch.device) -> tuple[Rule] | tuple[Rule, Rule]:
+    """Lion's or an 8-bit kind's rule and, where they need one, that of small tensors."""
+    if kind == "lion" or (kind == "lion_auto" and device.type != "cuda"):
+        return (lion_rule(),)
     try:
-        from bitsandbytes.optim import AdamW8bit, Lion8bit
-    except ImportError as error:
-        raise ValueError(
-            f"optim.kind = {config.kind!r}: needs the package bitsandbytes ({error}); install it, "
-            f"or use {config.kind.removesuffix('8bit')!r}"
-        ) from None
-    for group in groups:
-        for _, parameter in group["params"]:
-            parameter.data = parameter.data.contiguous()
-    kind = Lion8bit if config.kind == "lion8bit" else AdamW8bit
-    return kind(groups, lr=config.lr, betas=betas)
+        return eight_bit_rules("adam" if kind == "adamw8bit" else "lion", device)
+    except (ImportError, RuntimeError) as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        missing = f"bitsandbytes has no code for {device.type!r} here ({reason})"
+        if kind != "lion_auto":
+            raise ValueError(
+                f"optim.kind = {kind!r}: {missing}; install it, or use "
+                f"{kind.removesuffix('8bit')!r}"
+            ) from None
+        warnings.warn(f"optim.kind = 'lion_auto' is 'lion': {missing}", stacklevel=3)
+        return (lion_rule(),)
 
 
 def _same_layout(optimizer: Optimizer) -> Optimizer:
@@ -146,6 +150,19 @@ def _match_gradients(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             grad = parameter.grad
             if grad is not None and grad.stride() != parameter.stride():
                 parameter.grad = torch.empty_like(parameter).copy_(grad)
+
+
+def _start_momentum(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """Momentum starts at zero, which changes no sum.
+
+    If a gradient scaler skips the first step, torch's fused SGD keeps memory that nothing was ever
+    written to as its momentum (torch 2.15).
+    """
+    for group in optimizer.param_groups:
+        learning = (p for p in group["params"] if p.grad is not None)
+        for parameter in learning if group["momentum"] else ():
+            if not optimizer.state[parameter]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _match_state(optimizer: Optimizer) -> None:

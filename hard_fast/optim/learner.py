@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
+from torch.amp import GradScaler
 
 from hard_fast.optim.build import OptimConfig, build_optimizer, clip_
 from hard_fast.optim.schedule import build_rate, set_rate
@@ -12,8 +13,13 @@ from hard_fast.optim.schedule import build_rate, set_rate
 class Learner:
     """Updates the parameters that require gradients now, at the rate of each step.
 
+    Gradients of several backward passes may add up before an update.
+
     Args:    parameters: as `named_parameters` yields them.
              num_steps, num_steps_per_epoch: of the whole run; the rate follows its steps.
+             keeps_gradients: set gradients to zero after an update, rather than drop them. Where
+                 they add up over replays of a CUDA graph this is needed: a dropped gradient is
+                 replaced by the graph's own output, which the next replay overwrites.
     """
 
     def __init__(
@@ -23,21 +29,34 @@ class Learner:
         *,
         num_steps: int,
         num_steps_per_epoch: int,
+        keeps_gradients: bool = False,
     ) -> None:
         self._config = config
+        self.keeps_gradients = keeps_gradients
         self._optimizer = build_optimizer(config, parameters)
         self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         self.rate = build_rate(
             config.rate, num_steps=num_steps, num_steps_per_epoch=num_steps_per_epoch
         )
 
-    def update(self, step: int) -> None:
-        """Clip, descend at the rate of this 0-based step, and forget the gradients."""
+    def update(self, step: int, scaler: GradScaler | None = None) -> None:
+        """Clip, descend at the rate of this 0-based step, and forget the gradients.
+
+        With an enabled scaler, gradients are unscaled first, and if one is infinite or NaN the
+        weights and moments stay as they are. That verdict never leaves the device with `adam`,
+        `adamw` and `sgd`; the other kinds wait for it at each step. Afterwards, once for all that
+        learned in a step, the caller owes `scaler.update()`.
+        """
         set_rate(self._optimizer, self.lr(step))
         if self._config.clip_norm is not None:
+            if scaler is not None:
+                scaler.unscale_(self._optimizer)
             clip_(self._parameters, self._config.clip_norm)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        if scaler is None:
+            self._optimizer.step()
+        else:
+            scaler.step(self._optimizer)
+        self._optimizer.zero_grad(set_to_none=not self.keeps_gradients)
 
     def lr(self, step: int) -> float:
         """The learning rate of a 0-based step."""

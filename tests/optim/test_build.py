@@ -4,7 +4,9 @@ from typing import get_args
 
 import pytest
 import torch
+from bitsandbytes import functional
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from hard_fast.optim.build import OptimConfig, build_optimizer, clip_
 from hard_fast.optim.schedule import set_rate
@@ -54,17 +56,46 @@ def test_resumed_run_is_bitwise_equal(kind):
         assert not torch.equal(value, saved["network"][name]), name
 
 
-@pytest.mark.parametrize("kind", EIGHT_BIT)
-def test_8bit_state_is_8bit_and_storage_stays(kind):
+@pytest.mark.parametrize("kind", ["lion", *EIGHT_BIT])
+def test_flat_kinds_leave_storage_and_memory_order_alone(kind):
     network = _network()
     optimizer = build_optimizer(OptimConfig(kind=kind, lr=0.01), network.named_parameters())
-    pointers = [p.data_ptr() for p in network.parameters()]
+    before = [(p.data_ptr(), p.stride()) for p in network.parameters()]
+    _steps(network, optimizer, 0, 2)
+    assert [(p.data_ptr(), p.stride()) for p in network.parameters()] == before
+    assert network["conv"].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("kind", EIGHT_BIT)
+def test_8bit_state_is_8bit_for_large_tensors_only(kind):
+    network = _network()
+    optimizer = build_optimizer(OptimConfig(kind=kind, lr=0.01), network.named_parameters())
     _steps(network, optimizer, 0, 1)
-    assert [p.data_ptr() for p in network.parameters()] == pointers
-    assert all(p.is_contiguous() for p in network.parameters())
-    assert optimizer.state[network["conv"].weight]["state1"].dtype == torch.uint8
-    assert optimizer.state[network["linear"].weight]["state1"].dtype == torch.uint8
-    assert optimizer.state[network["conv"].bias]["state1"].dtype == torch.float32
+    for layer in network.values():
+        assert optimizer.state[layer.weight]["state1"].dtype == torch.uint8
+        assert optimizer.state[layer.bias]["state1"].dtype == torch.float32
+
+
+def _num_state_bytes(kind, device):
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        weight = nn.Parameter(torch.empty(64, 128, device=device))
+        return build_optimizer(OptimConfig(kind=kind, lr=0.1), [("w", weight)]).num_state_bytes
+
+
+def test_lion_auto_is_8bit_on_a_gpu_only(monkeypatch):
+    # Fake tensors stand for a GPU's; the table of codes is worked out number by number.
+    codes = unset_fake_temporarily()(functional.create_dynamic_map)
+    monkeypatch.setattr(functional, "create_dynamic_map", codes)
+    eight, full = 8192 + 4 * 8192 / 256, 4 * 8192
+    assert _num_state_bytes("lion_auto", "cuda") == _num_state_bytes("lion8bit", "cuda") == eight
+    assert _num_state_bytes("lion_auto", "cpu") == _num_state_bytes("lion", "cpu") == full
+    assert _num_state_bytes("lion8bit", "cpu") == eight
+
+
+def test_lion_auto_without_bitsandbytes_warns_and_is_lion(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.warns(UserWarning, match="'lion_auto' is 'lion': bitsandbytes has no code for"):
+        assert _num_state_bytes("lion_auto", "cuda") == 4 * 8192
 
 
 # One step from 1 with gradient -0.05, lr 0.1, weight decay 0.1. L2 turns the gradient into
@@ -77,6 +108,7 @@ def test_8bit_state_is_8bit_and_storage_stays(kind):
         ("sgd", 0.995, 1.005),
         ("lion", 1.09, 1.1),
         ("lion8bit", 1.09, 1.1),
+        ("lion_auto", 1.09, 1.1),
         ("adamw8bit", 1.09, 1.1),
     ],
 )
@@ -170,7 +202,6 @@ def test_nothing_to_train_is_an_error():
 
 
 def test_missing_bitsandbytes_is_one_clear_line(monkeypatch):
-    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(ValueError, match="lion8bit.*bitsandbytes.*or use 'lion'$"):
         build_optimizer(
@@ -215,7 +246,7 @@ def test_clip_by_hand():
 @pytest.mark.gpu
 def test_clip_and_step_do_not_wait_for_the_device():
     network = _network().cuda()
-    for kind in ("adam", "adamw", "sgd", "lion"):
+    for kind in KINDS:
         optimizer = build_optimizer(OptimConfig(kind=kind, lr=0.01), network.named_parameters())
         for parameter in network.parameters():
             parameter.grad = torch.ones_like(parameter)

@@ -1,5 +1,6 @@
 import copy
 
+import pytest
 import torch
 from torch import nn
 
@@ -8,9 +9,10 @@ from hard_fast.optim.learner import Learner
 from hard_fast.optim.schedule import CosineRateConfig
 
 
-def make(layer, **changes):
+def make(layer, *, keeps_gradients=False, **changes):
     config = OptimConfig(**{"kind": "sgd", "momentum": 0.0, "lr": 0.1} | changes)
-    return Learner(config, layer.named_parameters(), num_steps=4, num_steps_per_epoch=2)
+    length = {"num_steps": 4, "num_steps_per_epoch": 2}
+    return Learner(config, layer.named_parameters(), **length, keeps_gradients=keeps_gradients)
 
 
 def give_gradient(layer, value):
@@ -37,7 +39,110 @@ def test_gradients_are_clipped_to_their_total_norm():
     torch.testing.assert_close(layer.weight.norm().item(), 0.1, rtol=1e-4, atol=0)
 
 
-def test_state_round_trip_and_forget():
+def test_kept_gradients_are_zero_in_the_same_memory():
+    layer = nn.Linear(2, 1)
+    learner = make(layer, keeps_gradients=True)
+    give_gradient(layer, 1.0)
+    gradients = [p.grad for p in layer.parameters()]
+    learner.update(0)
+    for parameter, gradient in zip(layer.parameters(), gradients, strict=True):
+        assert parameter.grad is gradient and not gradient.any()
+
+
+@pytest.mark.parametrize("keeps_gradients", [False, True])
+def test_gradients_of_two_backward_passes_add_up(keeps_gradients):
+    layer = nn.Linear(2, 1, bias=False)
+    learner = make(layer, keeps_gradients=keeps_gradients)
+    for step in range(2):
+        before = layer.weight.detach().clone()
+        for size in (1.0, 2.0):
+            layer(torch.full((1, 2), size)).sum().backward()
+        learner.update(step)
+        torch.testing.assert_close(before - layer.weight, torch.full((1, 2), 0.3))
+
+
+SCALED = [
+    {"kind": "adam", "momentum": 0.9},
+    {"kind": "adamw", "momentum": 0.9, "clip_norm": 0.5},
+    {"kind": "sgd", "momentum": 0.9},
+    {"kind": "sgd", "momentum": 0.9, "nesterov": True, "clip_norm": 0.5},
+    {"kind": "lion", "momentum": 0.9},
+    {"kind": "lion8bit", "momentum": 0.9, "clip_norm": 0.5},
+]
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+@pytest.mark.parametrize("changes", SCALED)
+def test_scaled_steps_equal_plain_ones(changes, is_enabled):
+    torch.manual_seed(0)
+    scaled, plain = nn.Linear(64, 64), nn.Linear(64, 64)
+    plain.load_state_dict(scaled.state_dict())
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=is_enabled)
+    learners = make(scaled, **changes), make(plain, **changes)
+    for step in range(3):
+        image = torch.randn(8, 64, generator=torch.Generator().manual_seed(step))
+        scaler.scale(scaled(image).square().mean()).backward()
+        plain(image).square().mean().backward()
+        before = scaled.weight.detach().clone()
+        learners[0].update(step, scaler)
+        learners[1].update(step)
+        scaler.update()
+        assert not torch.equal(scaled.weight, before)
+    for one, other in zip(scaled.parameters(), plain.parameters(), strict=True):
+        # The scale is a power of two, so scaling rounds nothing.
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("num_before", [0, 1])
+@pytest.mark.parametrize("changes", SCALED)
+def test_an_infinite_gradient_changes_nothing(changes, num_before):
+    torch.manual_seed(0)
+    layer, other = nn.Linear(64, 64), nn.Linear(64, 64)
+    other.load_state_dict(layer.state_dict())
+    learner, untroubled = make(layer, **changes), make(other, **changes)
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    scaler.scale(torch.zeros(()))
+
+    def update_both(step):
+        give_gradient(layer, 0.25 * (step + 1) * scaler.get_scale())
+        give_gradient(other, 0.25 * (step + 1))
+        learner.update(step, scaler)
+        scaler.update()
+        untroubled.update(step)
+
+    for step in range(num_before):
+        update_both(step)
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    give_gradient(layer, 1.0)
+    layer.weight.grad[3, 5] = torch.inf
+    learner.update(num_before, scaler)
+    scaler.update()
+    assert scaler.get_scale() == 32.0
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+    for step in range(num_before, num_before + 2):
+        update_both(step)
+    for one, same in zip(layer.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, same)
+    assert not torch.equal(layer.weight, before["weight"])
+
+
+@pytest.mark.parametrize("kind", ["adam", "lion", "lion8bit"])
+def test_forgetting_starts_the_moments_anew(kind):
+    layer, other = nn.Linear(64, 64), nn.Linear(64, 64)
+    learner = make(layer, kind=kind, momentum=0.9)
+    give_gradient(layer, 1.0)
+    learner.update(0)
+    learner.forget()
+    assert not learner.state_dict()["optimizer"]["state"]
+    other.load_state_dict(layer.state_dict())
+    fresh = make(other, kind=kind, momentum=0.9)
+    for some, module in ((learner, layer), (fresh, other)):
+        give_gradient(module, -0.5)
+        some.update(1)
+    assert torch.equal(layer.weight, other.weight)
+
+
+def test_state_round_trip():
     layer, other = nn.Linear(1, 1), nn.Linear(1, 1)
     other.load_state_dict(layer.state_dict())
     first = make(layer, kind="adam", momentum=0.9)
@@ -52,5 +157,20 @@ def test_state_round_trip_and_forget():
         give_gradient(module, -2.0)
         learner.update(1)
     assert torch.equal(layer.weight, other.weight)
-    first.forget()
-    assert not first.state_dict()["optimizer"]["state"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["adam", "adamw", "sgd"])
+def test_a_scaled_update_does_not_wait_for_the_device(kind):
+    layer = nn.Linear(64, 64).cuda()
+    learner = make(layer, kind=kind, momentum=0.9, clip_norm=1.0)
+    scaler = torch.amp.GradScaler("cuda")
+    scaler.scale(torch.zeros((), device="cuda"))
+    for mode in ("default", "error"):
+        give_gradient(layer, 1.0)
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            learner.update(0, scaler)
+            scaler.update()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
