@@ -1,6 +1,6 @@
 """RunConfig: the components' configurations in one, and the checks that cross them."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -11,11 +11,13 @@ from hard_fast.checkpoint import CheckpointConfig
 from hard_fast.data import DataConfig
 from hard_fast.models.zoo import NetworkConfig
 from hard_fast.objectives import ObjectiveConfig
+from hard_fast.optim.averaging import AverageConfig
 from hard_fast.optim.build import OptimConfig
 from hard_fast.optim.schedule import ConstantRateConfig
 from hard_fast.phases import JointConfig, ScheduleConfig, StudentOnlyConfig, ThresholdConfig
-from hard_fast.runtime.compile import CompileMode, Precision
-from hard_fast.runtime.configfile import Config, Source, fingerprint, merge
+from hard_fast.runtime.compile import CompileConfig, Precision
+from hard_fast.runtime.configfile import Config, fingerprint
+from hard_fast.runtime.dist import DistributedConfig
 
 
 class TrainConfig(Config):
@@ -26,12 +28,17 @@ class TrainConfig(Config):
     steps: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=256, ge=1)
     """Images per step over all processes together."""
+    augmentor_batch_size: int | None = Field(default=None, ge=1)
+    """Images per step in phases of the augmentor's own, the first of the batch; None: all."""
+    accumulate: int = Field(default=1, ge=1)
+    """Passes that a process cuts its images into, one after the other: the same update in less
+    memory, but for BatchNorm, which sees the images of one pass."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Precision = "auto"
-    """auto: bf16 on a GPU that has it, else fp32. Losses are fp32 always."""
-    compile: CompileMode = "auto"
+    """Of the networks' arithmetic; weights are fp32. auto: bf16 on a GPU that has it, else fp32.
+    fp16 scales the loss. Losses are fp32 always. A teacher may have a precision of its own."""
     log_every: int = Field(default=50, ge=1)
-    """Steps between training rows; the only steps at which the device is waited for."""
+    """Steps between training rows."""
     eval_every_epochs: float = Field(default=1.0, gt=0.0)
     select: Literal["last", "best"] = "last"
     """Which weights are the result: the last, or the best on the validation split."""
@@ -63,7 +70,10 @@ class RunConfig(Config):
     bank: BankConfig = BankConfig()
     optim: OptimConfig
     augmentor_optim: OptimConfig | None = None
+    average: AverageConfig | None = None
     train: TrainConfig
+    compile: CompileConfig = CompileConfig()
+    distributed: DistributedConfig = DistributedConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 
     @property
@@ -84,6 +94,7 @@ class RunConfig(Config):
             _check_targets,
             _check_schedule,
             _check_validation,
+            _check_networks,
         ):
             check(self)
         return self
@@ -168,55 +179,14 @@ def _check_validation(config: RunConfig) -> None:
         )
 
 
-_SMOKE_OPTIONS: dict[str, dict[str, Any]] = {
-    "cnn": {"widths": [8, 8, 8]},
-    "mlp": {"hidden": [16]},
-    "resnet18_3x3": {"widths": [8, 8, 8, 8]},
-    "vit_mnist": {"dim": 16, "depth": 1, "heads": 2, "dim_head": 8, "mlp_dim": 16},
-    "vit_cifar": {"dim": 16, "depth": 1, "heads": 2, "dim_head": 8, "mlp_dim": 16},
-    "vit_cifar_small": {"dim": 16, "depth": 1, "heads": 2, "dim_head": 8, "mlp_dim": 16},
-    "cosine": {},
-}
-
-
-def shrink(source: Source) -> Source:
-    """The same run in seconds, if the tree asks for `smoke`: the same kinds, all of it tiny."""
-    tree = source.tree
-    if tree.get("smoke") is not True:
-        return source
-    small: dict[str, Any] = {"train": {**_table(tree, "train"), "steps": 3, "batch_size": 8}}
-    small["train"].pop("epochs", None)
-    kind = _table(tree, "data").get("kind")
-    if kind not in ("line", "synthetic"):
-        is_grey = kind in ("mnist", "digits")
-        small["data"] = {
-            "kind": "synthetic",
-            "size": 28 if is_grey else 32,
-            "channels": 1 if is_grey else 3,
-            "num_train": 32,
-            "num_test": 16,
-        }
-    if _table(tree, "schedule").get("kind") == "threshold":
-        # Three steps are to see both phases.
-        turns = {"consecutive": 1, "lag": 0, "max_student_steps": 1, "max_augmentor_steps": 1}
-        small["schedule"] = {**_table(tree, "schedule"), **turns, "min_student_steps": 0}
-    for key in ("student", "teacher"):
-        if key in tree:
-            small[key] = _small_network(_table(tree, key))
-    return Source(merge({k: v for k, v in tree.items() if k not in small}, small), source.origin)
-
-
-def _small_network(network: dict[str, Any]) -> dict[str, Any]:
-    name = str(network.get("name"))
-    if name in _SMOKE_OPTIONS:
-        return {"name": name, "options": _SMOKE_OPTIONS[name]}
-    if name.startswith("python:"):
-        return {key: value for key, value in network.items() if key != "checkpoint"}
-    if name.startswith("cifar_resnet"):
-        return {"name": "cifar_resnet20"}
-    return {"name": "test_vit" if "vit" in name else "test_resnet"}
-
-
-def _table(tree: dict[str, Any], key: str) -> dict[str, Any]:
-    value = tree.get(key)
-    return value if isinstance(value, dict) else {}
+def _check_networks(config: RunConfig) -> None:
+    if config.student.precision != "auto":
+        raise ValueError(
+            f"student.precision = {config.student.precision!r}: a student's weights are fp32; "
+            "set train.precision for its arithmetic"
+        )
+    if config.average and (config.train.select == "best" or config.optim.rate.kind == "plateau"):
+        raise ValueError(
+            "average: the result is the average of the last weights, while train.select = 'best' "
+            "and optim.rate.kind = 'plateau' go back to earlier ones; remove [average] or those"
+        )

@@ -153,6 +153,10 @@ class Journal:
         if kind == "warning":
             self._progress.say(f"warning, step {step}: {row['text']}")
 
+    def say(self, text: str) -> None:
+        """A line for the person alone."""
+        self._progress.say(text)
+
     def picture(self, name: str, path: Path, step: int) -> None:
         """Show a picture file in TensorBoard."""
         if self._log:

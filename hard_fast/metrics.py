@@ -5,8 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hard_fast.runtime import dist
+from hard_fast.runtime.late import Late
 from hard_fast.types import Phase
+
+Means = dict[str, dict[str, float]]
 
 
 class Meter:
@@ -18,7 +20,7 @@ class Meter:
         self._steps: dict[str, int] = {}
 
     def add(self, phase: Phase, logs: dict[str, Tensor]) -> None:
-        """Count one step of a phase with its logs, [] fp32 each."""
+        """Count one step of a phase with its logs, [] fp32 each, already the mean of the ranks."""
         values = torch.stack(list(logs.values()))
         key = phase.value
         if key in self._sums:
@@ -27,23 +29,11 @@ class Meter:
         else:
             self._names[key], self._sums[key], self._steps[key] = list(logs), values, 1
 
-    def share(self) -> None:
-        """Give every rank the mean of their sums; `means` stays what it would have been."""
-        dist.mean_(list(self._sums.values()))
-
-    def means(self) -> dict[str, dict[str, float]]:
-        """Per phase its number of steps and the means over steps and ranks; starts anew.
-
-        Waits for the device: call it every `log_every` steps, not every step.
-        """
-        self.share()
-        found = {}
-        for key, sums in self._sums.items():
-            num = self._steps[key]
-            values = (sums / num).tolist()
-            found[key] = {"steps": num, **dict(zip(self._names[key], values, strict=True))}
+    def take(self) -> "Reading":
+        """What was added so far, on its way to the host; the meter starts anew."""
+        reading = Reading(self._names, self._sums, self._steps)
         self._names, self._sums, self._steps = {}, {}, {}
-        return found
+        return reading
 
     def state_dict(self) -> dict[str, Any]:
         """The sums not yet reported; a resumed run reports the same rows."""
@@ -53,3 +43,22 @@ class Meter:
         """Continue from saved sums."""
         self._names, self._sums = dict(state["names"]), dict(state["sums"])
         self._steps = dict(state["steps"])
+
+
+class Reading:
+    """What a meter held. Asked for its means some steps later, it does not stall the device."""
+
+    def __init__(
+        self, names: dict[str, list[str]], sums: dict[str, Tensor], steps: dict[str, int]
+    ) -> None:
+        self._names, self._steps = names, steps
+        self._late = {key: Late(value) for key, value in sums.items()}
+
+    def means(self) -> Means:
+        """Per phase its number of steps and the means over steps and ranks."""
+        found: Means = {}
+        for key, late in self._late.items():
+            num = self._steps[key]
+            means = (late.value() / num).tolist()
+            found[key] = {"steps": num, **dict(zip(self._names[key], means, strict=True))}
+        return found

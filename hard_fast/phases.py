@@ -3,11 +3,11 @@
 from collections import deque
 from typing import Annotated, Any, Literal, NamedTuple
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from hard_fast.runtime.configfile import Config
+from hard_fast.runtime.late import Late
 from hard_fast.types import Phase
 
 
@@ -121,7 +121,7 @@ class PhaseController:
         self.phase = Phase.JOINT if isinstance(config, JointConfig) else Phase.STUDENT
         self.phase_step = 0
         self._passed = 0
-        self._late: deque[_Late | float] = deque()
+        self._late: deque[Late | float] = deque()
 
     def observe(self, step: int, error: Tensor) -> Switch | None:
         """Take the error of step `step` (0-based) and return the switch that follows it, if any.
@@ -152,7 +152,7 @@ class PhaseController:
             "phase": self.phase.value,
             "phase_step": self.phase_step,
             "passed": self._passed,
-            "late": [float(error) for error in self._late],
+            "late": [_number(error) for error in self._late],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -167,10 +167,10 @@ class PhaseController:
     def _by_threshold(self, step: int, error: Tensor) -> Switch | None:
         config = self.config
         is_student = self.phase is Phase.STUDENT
-        self._late.append(_Late(error))
+        self._late.append(Late(error))
         seen = None
         if len(self._late) > config.lag:
-            seen = float(self._late.popleft())
+            seen = _number(self._late.popleft())
             has_passed = seen < config.l_min if is_student else seen > config.l_max
             self._passed = self._passed + 1 if has_passed else 0
         may_end = not is_student or self.phase_step >= config.min_student_steps
@@ -192,22 +192,8 @@ class PhaseController:
         return Phase.AUGMENTOR if self.phase is Phase.STUDENT else Phase.STUDENT
 
 
-class _Late:
-    """A device scalar on its way to the host; reading it later does not stall the device."""
-
-    def __init__(self, value: Tensor) -> None:
-        self._ready: torch.cuda.Event | None = None
-        self._host = value
-        if value.is_cuda:
-            self._host = torch.empty_like(value, device="cpu", pin_memory=True)
-            self._host.copy_(value, non_blocking=True)
-            self._ready = torch.cuda.Event()
-            self._ready.record()
-
-    def __float__(self) -> float:
-        if self._ready is not None:
-            self._ready.synchronize()
-        return float(self._host)
+def _number(error: Late | float) -> float:
+    return error if isinstance(error, float) else float(error.value())
 
 
 def advice(switch: Switch, teacher_change: float | None) -> str | None:

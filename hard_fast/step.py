@@ -3,8 +3,8 @@
 Letters: B images of a batch, M images the networks see, C channels, H rows, W columns, K classes.
 """
 
-import contextlib
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,9 @@ class DistillStep(nn.Module):
     is the augmentor that makes the student's inputs: a copy whose trainable tensors the bank
     overwrites and whose frozen ones are shared; the learner itself where nothing is learned.
 
-    Args:    student, teacher: called with [M,C,H,W] images in [0,1], return Outputs; the teacher
-                 is None where no objective asks for it.
+    Args:    student, teacher: called with [M,C,H,W] images in [0,1], return Outputs, each in its
+                 own precision; the teacher is None where no objective asks for it.
              num_classes: K of the soft labels made from the batch.
-             amp_dtype: autocast the networks to it, None for fp32; losses are always fp32.
     """
 
     def __init__(
@@ -34,14 +33,14 @@ class DistillStep(nn.Module):
         teacher: nn.Module | None,
         objective: Objective,
         num_classes: int,
-        amp_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.augmentor, self.student = augmentor, student
         self.teacher, self.objective = teacher, objective
         self.drawn = _drawn_copy(augmentor)
         self.needs = {phase: objective.needs(phase) for phase in Phase}
-        self.num_classes, self.amp_dtype = num_classes, amp_dtype
+        self.num_classes = num_classes
+        self._routes: dict[str, Callable[[Tensor], Outputs]] = {}
         self._student_parameters = [
             p for m in (student, objective) for p in m.parameters() if p.requires_grad
         ]
@@ -67,6 +66,10 @@ class DistillStep(nn.Module):
         self.objective.train(student_learns)
         self.augmentor.train(augmentor_learns)
 
+    def route(self, **callables: Callable[[Tensor], Outputs]) -> None:
+        """Call `student` or `teacher` through its compiled or distributed self."""
+        self._routes = callables
+
     def learners(self, phase: Phase) -> list[nn.Parameter]:
         """The parameters that learn in this phase, in a fixed order."""
         student = self._student_parameters if phase is not Phase.AUGMENTOR else []
@@ -81,16 +84,16 @@ class DistillStep(nn.Module):
             if phase is Phase.JOINT:
                 # Value x, gradient -1: the student descends and the augmentor climbs in one pass.
                 view = View(2.0 * view.image.detach() - view.image, view.target_BK)
-            teacher = self._see(self.teacher, view.image) if needs.teacher else None
+            teacher = self._see("teacher", view.image) if needs.teacher else None
         if needs.keep < 1.0:
             view, teacher = self._keep(needs, view, teacher)
-        student = tuple(self._see(self.student, view.image) for _ in range(needs.student_copies))
+        student = tuple(self._see("student", view.image) for _ in range(needs.student_copies))
         clean_teacher = clean_student = None
         if needs.clean_teacher:
             with torch.no_grad():
-                clean_teacher = self._see(self.teacher, to_float(batch.image))
+                clean_teacher = self._see("teacher", to_float(batch.image))
         if needs.clean_student:
-            clean_student = self._see(self.student, to_float(batch.image))
+            clean_student = self._see("student", to_float(batch.image))
         seen = Seen(batch, view, noise, student, teacher, clean_student, clean_teacher)
         if phase is Phase.AUGMENTOR:
             return self.objective.augmentor_loss(seen)
@@ -103,21 +106,16 @@ class DistillStep(nn.Module):
         maker = self.drawn if phase is Phase.STUDENT else self.augmentor
         return maker(View(batch.image, target_BK), noise)
 
-    def _see(self, network: nn.Module, image: Tensor) -> Outputs:
-        with self._autocast(image.device.type):
-            return network(image)
-
-    def _autocast(self, device_type: str) -> contextlib.AbstractContextManager:
-        if self.amp_dtype is None:
-            return contextlib.nullcontext()
-        return torch.autocast(device_type, self.amp_dtype)
+    def _see(self, name: str, image: Tensor) -> Outputs:
+        call = self._routes[name] if name in self._routes else getattr(self, name)
+        return call(image)
 
     def _keep(
         self, needs: Needs, view: View, teacher: Outputs | None
     ) -> tuple[View, Outputs | None]:
         """The share of the views with the highest score, picked without gradient."""
         with torch.no_grad():
-            judge = self._see(self.student, view.image) if needs.keep_by_student else teacher
+            judge = self._see("student", view.image) if needs.keep_by_student else teacher
             score_M = self.objective.keep_score(judge)
             kept = score_M.topk(max(1, int(needs.keep * len(score_M)))).indices
         image = view.image[kept].contiguous(memory_format=torch.channels_last)

@@ -18,7 +18,7 @@ import torch
 from pydantic import Field, model_validator
 from rich.console import Console
 
-from hard_fast.config import RunConfig, shrink
+from hard_fast.config import RunConfig
 from hard_fast.report.page import write_study_report
 from hard_fast.report.table import row_statistics, study_table
 from hard_fast.runtime.configfile import (
@@ -35,6 +35,7 @@ from hard_fast.runtime.configfile import (
 from hard_fast.runtime.environment import versions
 from hard_fast.runtime.files import write_atomic
 from hard_fast.runtime.rows import as_json
+from hard_fast.smoke import shrink
 
 
 class RowConfig(Config):

@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hard_fast.config import RunConfig, shrink
+from hard_fast.config import RunConfig
 from hard_fast.report.page import write_run_report
 from hard_fast.runtime import dist
 from hard_fast.runtime.configfile import ConfigError, dump, parse, read
 from hard_fast.runtime.environment import peak_memory_gib, versions
 from hard_fast.runtime.files import write_atomic
 from hard_fast.runtime.rows import as_json
+from hard_fast.smoke import shrink
 from hard_fast.trainer import Trainer
 
 
@@ -54,7 +55,9 @@ def load_config(name: str, overrides: list[str]) -> RunConfig:
 
 def train(config: RunConfig, *, resume: bool = True) -> dict[str, Any]:
     """Run to the end; leaves summary.json, student.safetensors and report.html in the run_dir."""
-    world = dist.join(config.train.device)
+    world = dist.join(config.train.device, config.distributed.timeout_s)
+    # A group that torchrun started again goes on, whatever its first start was to do.
+    resume = resume or world.is_restart
     run_dir = Path(config.run_dir)
     mistake = dist.broadcast_object(_claim(run_dir, config, resume) if world.is_main else None)
     if mistake:

@@ -1,42 +1,50 @@
 """The training loop: builds a run, steps it, and keeps its books.
 
-One batch: `Trainer.run` -> loader -> `train_step` -> `DistillStep.forward` -> augmentor -> teacher,
-student -> objective -> `Learner` -> `PhaseController` -> `Meter` -> `Checkpointer`.
+One batch: `Trainer.run` -> loader -> `train_step` -> `Engine.step` -> `DistillStep.forward` ->
+augmentor -> teacher, student -> objective -> `Learner` -> `PhaseController` -> `Meter` ->
+`Checkpointer`.
 """
 
+import contextlib
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from hard_fast.augment import build_augmentor
 from hard_fast.augment.base import draw_share
 from hard_fast.bank import AugmentorBank
+from hard_fast.build import build_step
 from hard_fast.checkpoint import BestWeights, Checkpointer
 from hard_fast.config import RunConfig
 from hard_fast.data import load_data
+from hard_fast.engine import Engine, check_batches
 from hard_fast.evals.runner import evaluate
 from hard_fast.journal import Journal
-from hard_fast.metrics import Meter
-from hard_fast.models.taps import Tapped
-from hard_fast.models.zoo import NetworkConfig, build_network, save_weights
-from hard_fast.objectives import build_objective
-from hard_fast.optim.learner import Learner
+from hard_fast.metrics import Meter, Reading
+from hard_fast.models.zoo import save_weights
 from hard_fast.optim.schedule import Verdict
 from hard_fast.phases import PhaseController, Switch, ThresholdConfig, advice
 from hard_fast.report.figures import write_gallery
 from hard_fast.runtime import dist
 from hard_fast.runtime.clock import Clock
-from hard_fast.runtime.compile import amp_dtype, compiled
 from hard_fast.runtime.dist import World
 from hard_fast.runtime.rows import is_finite
-from hard_fast.runtime.seed import default_generator, derive_seed, reseed
-from hard_fast.step import DistillStep
+from hard_fast.runtime.seed import default_generator, reseed
 from hard_fast.types import Batch, Phase
 
 _NUM_GALLERY_IMAGES = 10
+# Steps between measuring a training row and writing it, so that the device is never waited for.
+_ROW_LAG = 4
+
+
+class _Row(NamedTuple):
+    """A training row that is still on its way from the device."""
+
+    step: int
+    reading: Reading
+    row: dict[str, Any]
 
 
 class Trainer:
@@ -52,8 +60,8 @@ class Trainer:
         self.step, self.is_done = 0, False
         self.phase_steps = {phase.value: 0 for phase in Phase}
         self.clock, self.meter, self.phase_meter = Clock(), Meter(), Meter()
+        self._late_row: _Row | None = None
         self._build_data()
-        self._build_networks()
         self._build_learning()
         self.checkpointer = Checkpointer(self.run_dir / "checkpoints", config.checkpoint.keep)
         newest = self.checkpointer.newest() if resume and world.is_main else None
@@ -70,72 +78,34 @@ class Trainer:
         self.data = load_data(config.data, world.device)
         place = {"rank": world.rank, "world_size": world.size}
         self.loader = self.data.train.loader(batch_size=size, seed=config.seed, **place)
-        if config.augmentor.kind in ("mixup", "cutmix") and size // world.size % 2:
-            raise ValueError(
-                f"train.batch_size = {size} over {world.size} processes: augmentor.kind = "
-                f"{config.augmentor.kind!r} mixes pairs; make it even in each process"
-            )
+        check_batches(config, world.size)
         per_epoch = self.loader.num_steps_per_epoch
         self.num_steps = config.train.steps or max(1, round(config.train.epochs * per_epoch))
         self.eval_every = max(1, round(config.train.eval_every_epochs * per_epoch))
         saves = config.checkpoint
         self.save_every = saves.every_steps or max(1, round(saves.every_epochs * per_epoch))
 
-    def _build_networks(self) -> None:
-        config, world = self.config, self.world
-        objective = build_objective(config.objective)
-        needs = [objective.needs(phase) for phase in Phase]
-        taps = sorted({name for need in needs for name in need.student_taps})
-        self.student = self._network(config.student, "student", taps)
-        taps = sorted({name for need in needs for name in need.teacher_taps})
-        self.teacher = self._network(config.teacher, "teacher", taps) if config.teacher else None
-        torch.manual_seed(derive_seed(config.seed, "augmentor"))
-        augmentor = build_augmentor(
-            config.augmentor, self.data.train.image_shape, is_picture=self.data.train.is_picture
-        )
-        self.net = DistillStep(
-            augmentor,
-            self.student,
-            self.teacher,
-            objective,
-            num_classes=self.data.num_classes,
-            amp_dtype=amp_dtype(config.train.precision, world.device),
-        ).to(world.device)
-        dist.broadcast_module(self.net)
-        self.forward = compiled(self.net, config.train.compile, world.device)
-
-    def _network(self, network: NetworkConfig, role: str, taps: list[str]) -> nn.Module:
-        torch.manual_seed(derive_seed(self.config.seed, role))
-        channels, height, width = self.data.train.image_shape
-        sizes = {"in_channels": channels, "image_size": height}
-        try:
-            if height != width:
-                raise ValueError(f"needs square pictures, and these are {height}x{width}")
-            built = build_network(network, num_classes=self.data.num_classes, **sizes)
-            return Tapped(built, tuple(taps)).to(memory_format=torch.channels_last)
-        except ValueError as error:
-            raise ValueError(f"[{role}] {error}") from error
-
     def _build_learning(self) -> None:
-        config, net = self.config, self.net
+        config, world = self.config, self.world
         per_epoch = self.loader.num_steps_per_epoch
-        length = {"num_steps": self.num_steps, "num_steps_per_epoch": per_epoch}
-        # Optimizers take what requires gradients, and in the joint phase all that can does.
-        net.learn(Phase.JOINT)
-        taught = nn.ModuleDict({"student": net.student, "objective": net.objective})
-        self.learner = Learner(config.optim, taught.named_parameters(), **length)
-        self.best = BestWeights(taught)
-        self.augmentor_learner = self.bank = None
+        self.net = build_step(config, self.data, world)
+        self.student, self.teacher = self.net.student, self.net.teacher
+        self.engine = Engine(
+            config, self.net, world, num_steps=self.num_steps, num_steps_per_epoch=per_epoch
+        )
+        self.best = BestWeights(self.engine.taught)
+        self.bank = None
         if config.augmentor_optim:
-            parameters = net.augmentor.named_parameters()
-            self.augmentor_learner = Learner(config.augmentor_optim, parameters, **length)
-            folder, is_main = self.run_dir / "bank", self.world.is_main
             self.bank = AugmentorBank(
-                net.augmentor, folder, config.bank, seed=config.seed, is_main=is_main
+                self.net.augmentor,
+                self.run_dir / "bank",
+                config.bank,
+                seed=config.seed,
+                is_main=world.is_main,
             )
         self.controller = PhaseController(config.schedule, per_epoch)
-        self.noise_generator = torch.Generator(self.world.device)
-        self.network_generator = default_generator(self.world.device)
+        self.noise_generator = torch.Generator(world.device)
+        self.network_generator = default_generator(world.device)
 
     def train_step(self) -> Switch | None:
         """One batch, one update of the networks whose turn it is; the switch it led to, if any."""
@@ -151,27 +121,23 @@ class Trainer:
             self.bank.draw_into(self.net.drawn, step)
         # Dropout's generator, seeded by the step, needs no place in a checkpoint.
         reseed(self.network_generator, seed, "network", step, self.world.rank)
-        terms = self.forward(phase, batch, noise)
-        terms.loss.backward()
-        error = terms.error.clone()
-        dist.mean_([p.grad for p in self.net.learners(phase) if p.grad is not None] + [error])
-        if phase is not Phase.AUGMENTOR:
-            self.learner.update(step)
-        if phase is not Phase.STUDENT:
-            self.augmentor_learner.update(step)
+        result = self.engine.step(phase, step, batch, noise)
         if phase is Phase.AUGMENTOR:
-            self.phase_meter.add(phase, terms.logs)
-        self.meter.add(phase, terms.logs)
+            self.phase_meter.add(phase, result.logs)
+        self.meter.add(phase, result.logs)
         self.phase_steps[phase.value] += 1
         self.step += 1
-        return self.controller.observe(step, error)
+        return self.controller.observe(step, result.error)
 
     def run(self) -> dict[str, Any]:
         """Train to the end; returns the results, with what depends on the clock under `timing`."""
         place = {"num_steps": self.num_steps, "first_step": self.step}
         board, is_main = self.config.train.tensorboard, self.world.is_main
         with Journal(self.run_dir, **place, use_tensorboard=board, is_main=is_main) as self.journal:
+            self.journal.say(self.engine.describe())
             while self.step < self.num_steps and not self.is_done:
+                if notice := self.engine.notice(self.controller.phase):
+                    self.journal.say(notice)
                 switch = self.train_step()
                 if switch:
                     self._change_phase(switch)
@@ -182,14 +148,14 @@ class Trainer:
         """Save or reset the augmentor whose turn ended, change the learner, say why."""
         change = None
         if switch.before is Phase.AUGMENTOR:
-            ended = self.phase_meter.means()["augmentor"]
+            ended = self.phase_meter.take().means()["augmentor"]
             change = ended["teacher_change"] if "teacher_change" in ended else None
             then = self.config.schedule.on_timeout if switch.has_timed_out else "keep"
             if then == "keep":
                 self.bank.save()
             else:
                 self.bank.restart(self.step, untouched=then == "identity")
-                self.augmentor_learner.forget()
+                self.engine.augmentor_learner.forget()
         self.net.learn(switch.after)
         phases = {"from": switch.before.value, "to": switch.after.value}
         row = {"reason": switch.reason, "error": switch.error, "teacher_change": change}
@@ -200,23 +166,21 @@ class Trainer:
     def _keep_books(self) -> None:
         """Rows, evaluation and checkpoint where they are due; a checkpoint follows its rows."""
         is_last = self.step == self.num_steps
+        if self._late_row and self.step >= self._late_row.step + _ROW_LAG:
+            self._write_late_row()
         if self.step % self.config.train.log_every == 0 or is_last:
-            learners = {"student": self.learner, "augmentor": self.augmentor_learner}
-            lr = {name: learner.lr(self.step - 1) for name, learner in learners.items() if learner}
-            row = {"phase": self.last_phase.value, "lr": lr, **self.meter.means()}
-            self._write("train", row | {"timing": self.clock.window()})
-            if not is_finite(row):
-                self._warn("a loss is no finite number: the run is lost; try a lower optim.lr")
+            self._take_row()
         is_threshold = isinstance(self.config.schedule, ThresholdConfig)
         if is_last and is_threshold and not self.phase_steps["augmentor"]:
             self._warn("the student never stayed below l_min, so the augmentor never learned")
         is_eval = self.step % self.eval_every == 0 or is_last
         is_save = self.step % self.save_every == 0 or is_last
         if is_eval or is_save:
-            # BatchNorm statistics and sums differ between ranks; scores and files hold their mean.
-            dist.mean_([b for b in self.student.buffers() if b.is_floating_point()])
-            self.meter.share()
-            self.phase_meter.share()
+            self._write_late_row()
+            # BatchNorm statistics differ between ranks; scores and files hold their mean.
+            averages = self.engine.average.buffers() if self.engine.average else []
+            own = [b for b in self.student.buffers() if b.is_floating_point()]
+            dist.mean_(own + averages)
         if is_eval:
             self._evaluate()
         if is_save or self.is_done:
@@ -224,15 +188,36 @@ class Trainer:
                 self.checkpointer.save(self.step, self._parts())
             dist.barrier()
 
+    def _take_row(self) -> None:
+        """Begin a training row; it is written when its numbers have come from the device."""
+        self._write_late_row()
+        self.clock.count_averaging(self.engine.averager.seconds())
+        row = {"phase": self.last_phase.value, "lr": self.engine.rates(self.step - 1)}
+        row["timing"] = self.clock.window()
+        self._late_row = _Row(self.step, self.meter.take(), row)
+
+    def _write_late_row(self) -> None:
+        if self._late_row is None:
+            return
+        (step, reading, row), self._late_row = self._late_row, None
+        row |= reading.means()
+        self.journal.write("train", step, self._epoch(step), row)
+        if not is_finite(row):
+            self._warn("a loss is no finite number: the run is lost; try a lower optim.lr")
+
     def _evaluate(self) -> None:
         metrics = self._scores(self.student, with_val=True)
+        if self.engine.average is not None:
+            with self.engine.average.applied():
+                found = self._scores(self.student, with_val=True)
+            metrics |= {f"average_{name}": score for name, score in found.items()}
         self.net.learn(self.controller.phase)
         self._write("eval", metrics)
         if self.config.train.gallery and self.journal.is_main:
             self._save_gallery()
         if "val_top1" not in metrics:
             return
-        verdict = self.learner.rate.observe(metrics["val_top1"])
+        verdict = self.engine.learner.rate.observe(metrics["val_top1"])
         if verdict is Verdict.NEW_BEST:
             self.best.remember(self.step)
         elif verdict is not Verdict.GO_ON:
@@ -264,10 +249,13 @@ class Trainer:
         is_best = self.config.train.select == "best" or self.is_done
         if is_best:
             self.best.restore()
-        if self.world.is_main:
-            save_weights(self.student.network, self.run_dir / "student.safetensors")
+        average = self.engine.average
+        with average.applied() if average else contextlib.nullcontext():
+            if self.world.is_main:
+                save_weights(self.student.network, self.run_dir / "student.safetensors")
+            metrics = self._scores(self.student)
         return {
-            "metrics": self._scores(self.student),
+            "metrics": metrics,
             "teacher": self._scores(self.teacher) if self.teacher else None,
             "steps": self.step,
             "bad_samples": self.loader.num_bad,
@@ -281,12 +269,16 @@ class Trainer:
         self._write("warning", {"text": text})
 
     def _write(self, kind: str, row: dict[str, Any]) -> None:
-        self.journal.write(kind, self.step, self.step / self.loader.num_steps_per_epoch, row)
+        self._write_late_row()
+        self.journal.write(kind, self.step, self._epoch(self.step), row)
+
+    def _epoch(self, step: int) -> float:
+        return step / self.loader.num_steps_per_epoch
 
     def _parts(self) -> dict[str, Any]:
         # Noise, order and dropout are functions of the step, so no generator is among them.
-        own = ("student", "learner", "augmentor_learner", "bank", "controller", "loader", "best")
-        parts = {name: getattr(self, name) for name in (*own, "meter", "phase_meter", "clock")}
+        own = ("student", "bank", "controller", "loader", "best", "meter", "phase_meter", "clock")
+        parts = {name: getattr(self, name) for name in own} | self.engine.parts()
         parts |= {"run": self, "objective": self.net.objective, "augmentor": self.net.augmentor}
         return {name: part for name, part in parts.items() if part is not None}
 

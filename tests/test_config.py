@@ -1,9 +1,8 @@
-import json
-
 import pytest
 
-from hard_fast.config import RunConfig, shrink
+from hard_fast.config import RunConfig
 from hard_fast.runtime.configfile import CONFIG_FOLDER, ConfigError, Source, merge, parse, read
+from hard_fast.smoke import shrink
 
 
 def parse_tree(tree):
@@ -64,23 +63,6 @@ def test_impossible_combinations_end_in_one_line(tiny_run, changes, words):
     with pytest.raises(ConfigError) as error:
         parse_tree(tree)
     assert words in str(error.value) and "\n" not in str(error.value)
-
-
-def test_smoke_keeps_the_kinds_and_shrinks_the_rest(tiny_run):
-    tree = tiny_run | {
-        "smoke": True,
-        "data": {"kind": "cifar10", "root": "nowhere"},
-        "teacher": {"name": "resnet50", "pretrained": True, "checkpoint": "none.pth"},
-        "student": {"name": "vit_cifar"},
-    }
-    config = parse_tree(tree)
-    assert config.train.steps == 3 and config.train.epochs is None
-    assert config.data.kind == "synthetic" and config.data.size == 32 and config.data.channels == 3
-    assert config.teacher.name == "test_resnet" and config.teacher.checkpoint is None
-    assert config.student.name == "vit_cifar" and config.student.options["depth"] == 1
-    assert config.augmentor.kind == "affine"
-    tree = json.loads(config.model_dump_json(exclude_none=True))
-    assert parse_tree(tree) == config, "shrinking what is small already changes nothing"
 
 
 def test_every_shipped_run_is_valid_and_says_what_it_is():

@@ -14,11 +14,11 @@ def test_meter_averages_per_phase_and_starts_anew():
     meter.add(Phase.STUDENT, logs(loss=1.0, error=0.5))
     meter.add(Phase.STUDENT, logs(loss=3.0, error=0.0))
     meter.add(Phase.AUGMENTOR, logs(loss=-1.0))
-    assert meter.means() == {
+    assert meter.take().means() == {
         "student": {"steps": 2, "loss": 2.0, "error": 0.25},
         "augmentor": {"steps": 1, "loss": -1.0},
     }
-    assert meter.means() == {}
+    assert meter.take().means() == {}
 
 
 def test_meter_resumes_in_the_middle_of_a_window():
@@ -26,7 +26,7 @@ def test_meter_resumes_in_the_middle_of_a_window():
     meter.add(Phase.STUDENT, logs(loss=1.0))
     resumed.load_state_dict(meter.state_dict())
     resumed.add(Phase.STUDENT, logs(loss=2.0))
-    assert resumed.means() == {"student": {"steps": 2, "loss": 1.5}}
+    assert resumed.take().means() == {"student": {"steps": 2, "loss": 1.5}}
 
 
 @pytest.mark.gpu
@@ -37,5 +37,15 @@ def test_adding_does_not_wait_for_the_device():
     try:
         for _ in range(3):
             meter.add(Phase.STUDENT, values)
+        reading = meter.take()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert reading.means() == {"student": {"steps": 3, "loss": 1.0}}
+
+
+def test_a_reading_keeps_what_was_taken_while_the_meter_goes_on():
+    meter = Meter()
+    meter.add(Phase.STUDENT, logs(loss=1.0))
+    reading = meter.take()
+    meter.add(Phase.STUDENT, logs(loss=5.0))
+    assert reading.means() == {"student": {"steps": 1, "loss": 1.0}}

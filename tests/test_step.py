@@ -27,12 +27,13 @@ def batch() -> Batch:
     return Batch(image, torch.tensor([0, 1, 2, 0, 1, -1]))
 
 
-def make(config=None, objective=None, teacher=True):
+def make(config=None, objective=None, teacher=True, amp_dtype=None):
     torch.manual_seed(0)
     config = config or AffineConfig(std=0.1)
     augmentor = build_augmentor(config, torch.Size([1, 8, 8]), is_picture=True)
     objective = objective or build_objective(HardConfig())
-    student, judge = Tapped(network()), Tapped(network()) if teacher else None
+    student = Tapped(network(), amp_dtype=amp_dtype)
+    judge = Tapped(network(), amp_dtype=amp_dtype) if teacher else None
     return DistillStep(augmentor, student, judge, objective, num_classes=3)
 
 
@@ -199,10 +200,24 @@ def test_no_teacher_is_run_where_none_is_needed():
 
 
 def test_losses_are_fp32_under_autocast():
-    step = make()
-    step.amp_dtype = torch.bfloat16
+    step = make(amp_dtype=torch.bfloat16)
     step.learn(Phase.AUGMENTOR)
     found = step(Phase.AUGMENTOR, batch(), noise_for(step))
     assert found.loss.dtype == torch.float32
     found.loss.backward()
     assert step.augmentor.mean.grad.dtype == torch.float32
+
+
+def test_networks_are_called_through_their_routes():
+    step, calls = make(), []
+
+    def through(image):
+        calls.append(image.shape)
+        return step.student(image)
+
+    plain = step(Phase.STUDENT, batch(), noise_for(step)).loss
+    step.route(student=through)
+    step.student.train(False)
+    step.student.train(True)
+    assert torch.equal(step(Phase.STUDENT, batch(), noise_for(step)).loss, plain)
+    assert len(calls) == 1 and "through" not in "".join(step.state_dict())

@@ -180,8 +180,17 @@ def _wait_for_progress(process, checkpoints, num_before):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["hard", "mixup"])
-def test_two_processes_are_equal_to_each_other_and_to_one(tiny_run, tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("hard", []),
+        ("mixup", []),
+        ("hard", ["distributed.overlap=true", "train.accumulate=2"]),
+        ("hard", ["distributed.overlap=true", "distributed.gradient_dtype=bf16"]),
+        ("hard", ["distributed.teacher=sharded", "distributed.gradient_dtype=bf16"]),
+    ],
+)
+def test_two_processes_are_equal_to_each_other_and_to_one(tiny_run, tmp_path, kind, options):
     """Same noise, same order, averaged gradients: without dropout and BatchNorm nothing differs."""
     tree = merge(
         tiny_run,
@@ -189,7 +198,7 @@ def test_two_processes_are_equal_to_each_other_and_to_one(tiny_run, tmp_path, ki
             "student": {"options": {"hidden": [16], "dropout": 0.0}},
             "optim": {"kind": "sgd", "lr": 0.05, "clip_norm": 1.0},
             "augmentor_optim": {"kind": "sgd", "lr": 0.001},
-            "train": {"steps": 8},
+            "train": {"steps": 8, "log_every": 1},
         },
     )
     if kind == "mixup":
@@ -198,20 +207,19 @@ def test_two_processes_are_equal_to_each_other_and_to_one(tiny_run, tmp_path, ki
         del tree["augmentor_optim"]
     config = write(tmp_path, tree)
     assert main(["--config", config, f"run_dir={tmp_path / 'one'}"]) == 0
-    run_two("-m", "hard_fast.train", "--config", config)
+    run_two("-m", "hard_fast.train", "--config", config, *options)
     one = load_file(tmp_path / "one" / "student.safetensors")
     two = load_file(Path(tiny_run["run_dir"]) / "student.safetensors")
+    # Gradients that travel in bf16 are rounded to 8 bits.
+    atol = 1e-4 if "distributed.gradient_dtype=bf16" in options else 1e-6
     for name in one:
-        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-6)
-    switches = [
-        [
-            (row["step"], row["to"])
-            for row in read_rows(d / "metrics.jsonl")
-            if row["kind"] == "switch"
-        ]
-        for d in (tmp_path / "one", Path(tiny_run["run_dir"]))
-    ]
+        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=atol)
+    rows = [read_rows(d / "metrics.jsonl") for d in (tmp_path / "one", Path(tiny_run["run_dir"]))]
+    switches = [[(r["step"], r["to"]) for r in read if r["kind"] == "switch"] for read in rows]
     assert switches[0] == switches[1] and bool(switches[0]) == (kind == "hard")
+    losses = [[r[r["phase"]]["loss"] for r in read if r["kind"] == "train"] for read in rows]
+    assert len(losses[0]) == 8 and losses[1] == pytest.approx(losses[0], rel=1e-4, abs=1e-5)
+    assert [r["timing"]["averaging"] > 0 for r in rows[1] if r["kind"] == "train"] == [True] * 8
 
 
 SAME_WEIGHTS = """
@@ -222,7 +230,8 @@ from hard_fast.trainer import Trainer
 world = dist.join("cpu")
 trainer = Trainer(load_config(sys.argv[1], []), world)
 trainer.run()
-for name, value in trainer.net.state_dict().items():
+averages = trainer.engine.average.state_dict()["averages"]
+for name, value in [*trainer.net.state_dict().items(), *averages.items()]:
     mean = value.float().clone()
     dist.mean_([mean])
     assert torch.equal(mean, value.float()), name
@@ -235,6 +244,7 @@ def test_ranks_end_with_the_same_weights_and_a_run_of_two_resumes_exactly(tiny_r
     """With BatchNorm and dropout, whose statistics and masks differ between ranks on the way."""
     network = {"name": "cnn", "options": {"widths": [4, 4, 4], "batch_norm": True}}
     changes = {"student": network, "train": {"steps": 8}, "checkpoint": {"every_steps": 4}}
+    changes["average"] = {"decay": 0.9}
     config = write(tmp_path, tiny_run | {"student": {}}, **changes)
     script = tmp_path / "same_weights.py"
     script.write_text(SAME_WEIGHTS)

@@ -1,10 +1,10 @@
-"""Wall-clock shares of a run: how long it took and how much of that was waiting for data."""
+"""Wall-clock shares of a run: how long it took, and what of that was waiting or sending."""
 
 import time
 
 
 class Clock:
-    """Seconds in total and seconds spent waiting for data, with a resettable window.
+    """Seconds in total, waiting for data and averaging gradients, with a resettable window.
 
     Resuming continues the totals, so `seconds` counts training time and not the pause between.
     """
@@ -12,9 +12,10 @@ class Clock:
     def __init__(self) -> None:
         self._seconds = 0.0
         self._wait_s = 0.0
+        self._averaging_s = 0.0
         self._images = 0
         self._since = time.perf_counter()
-        self._window = (0.0, 0.0, 0)
+        self._window = (0.0, 0.0, 0.0, 0)
 
     @property
     def seconds(self) -> float:
@@ -26,33 +27,43 @@ class Clock:
         self._images += num_images
         self._wait_s += wait_s
 
+    def count_averaging(self, seconds: float) -> None:
+        """Note how long gradients were averaged over the processes."""
+        self._averaging_s += seconds
+
     def window(self) -> dict[str, float]:
-        """Speed since the last call: images_per_s, data_wait (share) and seconds of the run."""
-        start_s, start_wait, start_images = self._window
-        self._window = (self.seconds, self._wait_s, self._images)
+        """Since the last call: images_per_s, shares data_wait and averaging; seconds of the run."""
+        start_s, start_wait, start_averaging, start_images = self._window
+        self._window = self._totals()
         elapsed = max(self.seconds - start_s, 1e-9)
         return {
             "images_per_s": (self._images - start_images) / elapsed,
             "data_wait": (self._wait_s - start_wait) / elapsed,
+            "averaging": (self._averaging_s - start_averaging) / elapsed,
             "seconds": self.seconds,
         }
 
     def totals(self) -> dict[str, float]:
-        """seconds, images_per_s with the data wait inside, and the data wait's share of it all."""
+        """seconds, images_per_s with all waiting inside, shares of data wait and averaging."""
         seconds = max(self.seconds, 1e-9)
         return {
             "seconds": seconds,
             "images_per_s": self._images / seconds,
             "data_wait_share": self._wait_s / seconds,
+            "averaging_share": self._averaging_s / seconds,
         }
 
     def state_dict(self) -> dict[str, float]:
         """Totals, for the checkpoint."""
-        return {"seconds": self.seconds, "wait_s": self._wait_s, "images": self._images}
+        names = ("seconds", "wait_s", "averaging_s", "images")
+        return dict(zip(names, self._totals(), strict=True))
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Continue from saved totals."""
         self._seconds, self._wait_s = state["seconds"], state["wait_s"]
-        self._images = int(state["images"])
+        self._averaging_s, self._images = state["averaging_s"], int(state["images"])
         self._since = time.perf_counter()
-        self._window = (self._seconds, self._wait_s, self._images)
+        self._window = self._totals()
+
+    def _totals(self) -> tuple[float, float, float, int]:
+        return (self.seconds, self._wait_s, self._averaging_s, self._images)

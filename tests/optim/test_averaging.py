@@ -181,3 +181,11 @@ def test_updating_does_not_wait_for_the_device():
             pass
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_its_buffers_are_the_averages_of_float_buffers_alone():
+    average = WeightAverage(Net(), AverageConfig())
+    averages = average.state_dict()["averages"]
+    wanted = [averages[name] for name in ("norm.running_mean", "norm.running_var")]
+    found = average.buffers()
+    assert len(found) == 2 and all(a is b for a, b in zip(found, wanted, strict=True))

@@ -1,0 +1,58 @@
+"""A configuration shrunk to three steps: `smoke = true`."""
+
+from typing import Any
+
+from hard_fast.runtime.configfile import Source, merge
+
+_SMOKE_OPTIONS: dict[str, dict[str, Any]] = {
+    "cnn": {"widths": [8, 8, 8]},
+    "mlp": {"hidden": [16]},
+    "resnet18_3x3": {"widths": [8, 8, 8, 8]},
+    "vit_mnist": {"dim": 16, "depth": 1, "heads": 2, "dim_head": 8, "mlp_dim": 16},
+    "vit_cifar": {"dim": 16, "depth": 1, "heads": 2, "dim_head": 8, "mlp_dim": 16},
+    "vit_cifar_small": {"dim": 16, "depth": 1, "heads": 2, "dim_head": 8, "mlp_dim": 16},
+    "cosine": {},
+}
+
+
+def shrink(source: Source) -> Source:
+    """The same run in seconds, if the tree asks for `smoke`: the same kinds, all of it tiny."""
+    tree = source.tree
+    if tree.get("smoke") is not True:
+        return source
+    small: dict[str, Any] = {"train": {**_table(tree, "train"), "steps": 3, "batch_size": 8}}
+    small["train"].pop("epochs", None)
+    kind = _table(tree, "data").get("kind")
+    if kind not in ("line", "synthetic"):
+        is_grey = kind in ("mnist", "digits")
+        small["data"] = {
+            "kind": "synthetic",
+            "size": 28 if is_grey else 32,
+            "channels": 1 if is_grey else 3,
+            "num_train": 32,
+            "num_test": 16,
+        }
+    if _table(tree, "schedule").get("kind") == "threshold":
+        # Three steps are to see both phases.
+        turns = {"consecutive": 1, "lag": 0, "max_student_steps": 1, "max_augmentor_steps": 1}
+        small["schedule"] = {**_table(tree, "schedule"), **turns, "min_student_steps": 0}
+    for key in ("student", "teacher"):
+        if key in tree:
+            small[key] = _small_network(_table(tree, key))
+    return Source(merge({k: v for k, v in tree.items() if k not in small}, small), source.origin)
+
+
+def _small_network(network: dict[str, Any]) -> dict[str, Any]:
+    name = str(network.get("name"))
+    if name in _SMOKE_OPTIONS:
+        return {"name": name, "options": _SMOKE_OPTIONS[name]}
+    if name.startswith("python:"):
+        return {key: value for key, value in network.items() if key != "checkpoint"}
+    if name.startswith("cifar_resnet"):
+        return {"name": "cifar_resnet20"}
+    return {"name": "test_vit" if "vit" in name else "test_resnet"}
+
+
+def _table(tree: dict[str, Any], key: str) -> dict[str, Any]:
+    value = tree.get(key)
+    return value if isinstance(value, dict) else {}

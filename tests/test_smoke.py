@@ -1,0 +1,26 @@
+import json
+
+from hard_fast.config import RunConfig
+from hard_fast.runtime.configfile import Source, parse
+from hard_fast.smoke import shrink
+
+
+def parse_tree(tree):
+    return parse(RunConfig, shrink(Source(tree, dict.fromkeys(tree, "run.toml"))))
+
+
+def test_smoke_keeps_the_kinds_and_shrinks_the_rest(tiny_run):
+    tree = tiny_run | {
+        "smoke": True,
+        "data": {"kind": "cifar10", "root": "nowhere"},
+        "teacher": {"name": "resnet50", "pretrained": True, "checkpoint": "none.pth"},
+        "student": {"name": "vit_cifar"},
+    }
+    config = parse_tree(tree)
+    assert config.train.steps == 3 and config.train.epochs is None
+    assert config.data.kind == "synthetic" and config.data.size == 32 and config.data.channels == 3
+    assert config.teacher.name == "test_resnet" and config.teacher.checkpoint is None
+    assert config.student.name == "vit_cifar" and config.student.options["depth"] == 1
+    assert config.augmentor.kind == "affine"
+    tree = json.loads(config.model_dump_json(exclude_none=True))
+    assert parse_tree(tree) == config, "shrinking what is small already changes nothing"
