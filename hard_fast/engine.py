@@ -73,6 +73,10 @@ class Engine:
         self._ddp: nn.Module | None = None
         self._phase = Phase.STUDENT
         self._forward = self._build_forward(config.compile, config.distributed)
+        by_ddp = {id(p) for p in net.student.parameters()} if self._ddp else set()
+        self._averaged = {
+            phase: [p for p in net.learners(phase) if id(p) not in by_ddp] for phase in Phase
+        }
 
     def parts(self) -> dict[str, Any]:
         """What a checkpoint holds of the engine, by name; None: this run has none."""
@@ -150,9 +154,8 @@ class Engine:
             values = torch.stack([terms.error, *terms.logs.values()])
             sums = values if sums is None else sums + values
         values = sums / len(parts)
-        own = {id(p) for p in self.net.student.parameters()} if self._is_overlapping else set()
-        gradients = [p.grad for p in self.net.learners(phase) if id(p) not in own]
-        self.averager.mean_([g for g in gradients if g is not None], exact=[values])
+        gradients = [p.grad for p in self._averaged[phase] if p.grad is not None]
+        self.averager.mean_(gradients, exact=[values])
         if phase is not Phase.AUGMENTOR:
             self.learner.update(step, self._scaler)
         if phase is not Phase.STUDENT:

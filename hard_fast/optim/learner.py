@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
 from torch.amp import GradScaler
 
@@ -17,9 +18,9 @@ class Learner:
 
     Args:    parameters: as `named_parameters` yields them.
              num_steps, num_steps_per_epoch: of the whole run; the rate follows its steps.
-             keeps_gradients: set gradients to zero after an update, rather than drop them. Where
-                 they add up over replays of a CUDA graph this is needed: a dropped gradient is
-                 replaced by the graph's own output, which the next replay overwrites.
+             keeps_gradients: hold zeros between updates, rather than nothing. Where gradients add
+                 up over replays of a CUDA graph this is needed: what was not there is replaced by
+                 the graph's own output, which the next replay overwrites.
     """
 
     def __init__(
@@ -35,6 +36,9 @@ class Learner:
         self.keeps_gradients = keeps_gradients
         self._optimizer = build_optimizer(config, parameters)
         self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        if keeps_gradients:
+            for parameter in self._parameters:
+                parameter.grad = torch.zeros_like(parameter)
         self.rate = build_rate(
             config.rate, num_steps=num_steps, num_steps_per_epoch=num_steps_per_epoch
         )

@@ -26,7 +26,7 @@ class DistributedConfig(Config):
 
     overlap: bool = False
     """Average the student's gradients during the backward pass instead of after it; the student
-    then compiles apart from augmentor and teacher."""
+    then compiles apart from augmentor and teacher, and the loss must reach all of its weights."""
     gradient_dtype: GradientDtype = "fp32"
     """What gradients travel in; `bf16` halves the bytes and rounds to 8 bits."""
     teacher: Literal["replicated", "sharded"] = "replicated"
