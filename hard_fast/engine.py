@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hard_fast.config import RunConfig
+from hard_fast.augment.base import take_rows
+from hard_fast.config import RunConfig, TrainConfig
 from hard_fast.optim.averaging import WeightAverage
 from hard_fast.optim.learner import Learner
 from hard_fast.runtime import dist, parallel
@@ -48,6 +49,7 @@ class Engine:
         num_steps_per_epoch: int,
     ) -> None:
         self.net, self._world, self._train = net, world, config.train
+        check_batches(config.train, world.size, net.augmentor.group)
         # Optimizers take what requires gradients, and in the joint phase all that can does.
         net.learn(Phase.JOINT)
         self.taught = nn.ModuleDict({"student": net.student, "objective": net.objective})
@@ -178,7 +180,7 @@ class Engine:
             return
         for start in range(0, num, size):
             rows = slice(start, start + size)
-            its_noise = {name: v[rows] if v.ndim else v for name, v in noise.items()}
+            its_noise = take_rows(noise, rows.start, rows.stop, num_images=len(batch.label))
             yield Batch(batch.image[rows], batch.label[rows]), its_noise
 
     @property
@@ -195,23 +197,23 @@ class Engine:
         return (self._overlapped if self._is_overlapping else self._alone)(image)
 
 
-def check_batches(config: RunConfig, num_processes: int) -> None:
-    """See that batches can be cut into processes, passes and pairs without a remainder.
+def check_batches(config: TrainConfig, num_processes: int, group: int) -> None:
+    """See that batches can be cut into processes, passes and groups without a remainder.
 
+    Args:    group: images that the augmentor mixes together.
     Raises:  ValueError that names the key which is wrong.
     """
-    train, mixes = config.train, config.augmentor.kind in ("mixup", "cutmix")
-    unit = num_processes * train.accumulate * (2 if mixes else 1)
+    unit = num_processes * config.accumulate * group
     for key in ("batch_size", "augmentor_batch_size"):
-        size = getattr(train, key)
+        size = getattr(config, key)
         if size is not None and size % unit:
-            pairs = f", pairs of augmentor.kind = {config.augmentor.kind!r}" if mixes else ""
+            mixed = f", groups of {group} images that augmentor mixes" if group > 1 else ""
             raise ValueError(
                 f"train.{key} = {size}: must be a multiple of {unit} ({num_processes} processes, "
-                f"train.accumulate = {train.accumulate}{pairs})"
+                f"train.accumulate = {config.accumulate}{mixed})"
             )
-    if train.augmentor_batch_size and train.augmentor_batch_size > train.batch_size:
+    if config.augmentor_batch_size and config.augmentor_batch_size > config.batch_size:
         raise ValueError(
-            f"train.augmentor_batch_size = {train.augmentor_batch_size}: is the first part of "
-            f"train.batch_size = {train.batch_size}, so it cannot be larger"
+            f"train.augmentor_batch_size = {config.augmentor_batch_size}: is the first part of "
+            f"train.batch_size = {config.batch_size}, so it cannot be larger"
         )

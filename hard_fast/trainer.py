@@ -19,7 +19,7 @@ from hard_fast.build import build_step
 from hard_fast.checkpoint import BestWeights, Checkpointer
 from hard_fast.config import RunConfig
 from hard_fast.data import load_data
-from hard_fast.engine import Engine, check_batches
+from hard_fast.engine import Engine
 from hard_fast.evals.runner import evaluate
 from hard_fast.journal import Journal
 from hard_fast.metrics import Meter, Reading
@@ -78,7 +78,6 @@ class Trainer:
         self.data = load_data(config.data, world.device)
         place = {"rank": world.rank, "world_size": world.size}
         self.loader = self.data.train.loader(batch_size=size, seed=config.seed, **place)
-        check_batches(config, world.size)
         per_epoch = self.loader.num_steps_per_epoch
         self.num_steps = config.train.steps or max(1, round(config.train.epochs * per_epoch))
         self.eval_every = max(1, round(config.train.eval_every_epochs * per_epoch))
@@ -232,11 +231,11 @@ class Trainer:
 
     def _save_gallery(self) -> None:
         part = next(iter(self.data.test.values()), self.data.val)
-        if part is None or not part.is_picture or part.num < 2:
+        if part is None or not part.is_picture or part.num < self.net.augmentor.group:
             return
         batch = next(part.batches(_NUM_GALLERY_IMAGES))
-        # An even number, since mixing pairs neighbours.
-        batch = Batch(*(value[: len(batch.label) // 2 * 2] for value in batch))
+        group = self.net.augmentor.group
+        batch = Batch(*(value[: len(batch.label) // group * group] for value in batch))
         generator = reseed(self.noise_generator, self.config.seed, "gallery", self.step)
         noise = self.net.augmentor.draw_noise(batch.image.shape, generator)
         with torch.no_grad():

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from hard_fast.config import RunConfig
+from hard_fast.config import RunConfig, TrainConfig
 from hard_fast.engine import Engine, check_batches
 from hard_fast.runtime.configfile import Source, dump, merge, parse
 from hard_fast.runtime.dist import World
@@ -70,22 +70,24 @@ def test_the_augmentors_phase_takes_the_first_images_of_the_batch(tiny_run):
 
 
 @pytest.mark.parametrize(
-    ("train", "augmentor", "processes", "words"),
+    ("train", "group", "processes", "words"),
     [
-        ({"batch_size": 15}, "mixup", 1, r"train.batch_size = 15.*multiple of 2 .*pairs"),
-        ({"batch_size": 18, "accumulate": 4}, "affine", 1, "multiple of 4"),
-        ({"batch_size": 16, "augmentor_batch_size": 6}, "affine", 4, "augmentor_batch_size = 6"),
-        ({"batch_size": 16, "augmentor_batch_size": 32}, "affine", 1, "cannot be larger"),
+        ({"batch_size": 15}, 2, 1, r"train.batch_size = 15.*multiple of 2 .*groups of 2"),
+        ({"batch_size": 18, "accumulate": 4}, 1, 1, "multiple of 4"),
+        ({"batch_size": 16, "augmentor_batch_size": 6}, 1, 4, "augmentor_batch_size = 6"),
+        ({"batch_size": 16, "augmentor_batch_size": 32}, 1, 1, "cannot be larger"),
     ],
 )
-def test_batches_that_cannot_be_cut_are_one_line(tiny_run, train, augmentor, processes, words):
-    tree = merge(tiny_run, {"train": train})
-    if augmentor == "mixup":
-        del tree["augmentor_optim"]
-        tree |= {"augmentor": {"kind": "mixup"}, "objective": {"kind": "kd"}}
-        tree |= {"schedule": {"kind": "student_only"}}
+def test_batches_that_cannot_be_cut_are_one_line(train, group, processes, words):
     with pytest.raises(ValueError, match=words):
-        check_batches(config_of(tree), processes)
+        check_batches(TrainConfig(steps=1, **train), processes, group)
+
+
+def test_a_batch_holds_whole_groups_of_what_is_mixed(tiny_run):
+    del tiny_run["augmentor_optim"]
+    fixed = {"augmentor": {"kind": "mixup"}, "schedule": {"kind": "student_only"}}
+    with pytest.raises(ValueError, match="groups of 2 images"):
+        build(tiny_run, **fixed, objective={"kind": "kd"}, train={"batch_size": 15})
 
 
 def test_one_graph_cannot_hold_what_processes_share(tiny_run):

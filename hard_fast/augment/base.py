@@ -14,14 +14,19 @@ class Augmentor(nn.Module):
 
     All randomness is drawn by `draw_noise`, outside the compiled step and for the global batch, so
     that `forward` is a pure function and one process sees what many would.
+
+    group:  how many neighbouring images are mixed together; a batch holds whole groups.
     """
+
+    group = 1
 
     def draw_noise(self, shape: torch.Size, generator: torch.Generator) -> Noise:
         """The randomness of one step.
 
         Args:    shape: [B,C,H,W] of the global batch.
                  generator: its device is where the noise is drawn.
-        Returns: tensors of first dimension B (each rank takes its rows), or 0-dim (shared).
+        Returns: tensors whose first dimension is B or, where groups become one image, their
+                 number (each rank takes its rows), or 0-dim (shared).
         """
         raise NotImplementedError
 
@@ -38,9 +43,18 @@ def draw_share(
     Args:    shape: [B,C,H,W] of the rank's own batch.
     """
     whole = torch.Size((shape[0] * num_ranks, *shape[1:]))
-    mine = slice(rank * shape[0], (rank + 1) * shape[0])
     noise = augmentor.draw_noise(whole, generator)
-    return {name: value[mine] if value.ndim else value for name, value in noise.items()}
+    return take_rows(noise, rank * shape[0], (rank + 1) * shape[0], num_images=whole[0])
+
+
+def take_rows(noise: Noise, start: int, stop: int, *, num_images: int) -> Noise:
+    """The noise of the images from `start` up to `stop`, of those it was drawn for."""
+    return {
+        name: value[start * len(value) // num_images : stop * len(value) // num_images]
+        if value.ndim
+        else value
+        for name, value in noise.items()
+    }
 
 
 def to_float(image: Tensor) -> Tensor:

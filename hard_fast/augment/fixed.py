@@ -139,6 +139,8 @@ class RandomWarp(Augmentor):
 class Mixup(Augmentor):
     """Each image blended with its neighbour, and so are their labels."""
 
+    group = 2
+
     def __init__(self, alpha: float) -> None:
         super().__init__()
         self.alpha = alpha
@@ -157,6 +159,8 @@ class Mixup(Augmentor):
 
 class Cutmix(Augmentor):
     """A box from the neighbour in each image; labels by the areas that are really visible."""
+
+    group = 2
 
     def __init__(self, alpha: float) -> None:
         super().__init__()
