@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hard_fast.config import RunConfig
+from hard_fast.data.dali import TooManyBadFiles
 from hard_fast.report.page import write_run_report
 from hard_fast.runtime import dist
 from hard_fast.runtime.configfile import ConfigError, dump, parse, read
@@ -33,6 +34,10 @@ def main(arguments: list[str] | None = None) -> int:
             print(dump(config.model_dump(mode="json")), end="")
             return 0
         train(config, resume=options.resume == "auto")
+    except TooManyBadFiles as error:
+        # Only the process that met them knows.
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except (ValueError, OSError) as error:
         # Every process meets the same mistake; one of them says it.
         if dist.is_main_process():

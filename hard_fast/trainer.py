@@ -233,7 +233,9 @@ class Trainer:
         part = next(iter(self.data.test.values()), self.data.val)
         if part is None or not part.is_picture or part.num < self.net.augmentor.group:
             return
-        batch = next(part.batches(_NUM_GALLERY_IMAGES))
+        batch = next(part.batches(_NUM_GALLERY_IMAGES), None)
+        if batch is None:  # No picture of it can be read, which is said where they are counted.
+            return
         group = self.net.augmentor.group
         batch = Batch(*(value[: len(batch.label) // group * group] for value in batch))
         generator = reseed(self.noise_generator, self.config.seed, "gallery", self.step)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from hard_fast.runtime.configfile import dump, merge
@@ -104,6 +105,23 @@ def test_print_config_shows_a_file_that_is_the_same_run(tiny_run, tmp_path, caps
     shown.write_text(capsys.readouterr().out)
     want = load_config(config, ["optim.lr=0.5"])
     assert load_config(str(shown), []) == want and want.optim.lr == 0.5
+
+
+def test_pictures_that_cannot_be_decoded_end_the_run_in_one_line(tiny_run, tmp_path, capsys):
+    for part in ("train", "val"):
+        for name in ("cat", "dog"):
+            place = tmp_path / "pictures" / part / name
+            place.mkdir(parents=True)
+            for i in range(4):
+                path = place / f"{i}.jpg"
+                Image.effect_noise((24, 20), 60).convert("RGB").save(path)
+                path.write_bytes(path.read_bytes()[:200])
+    data = {"kind": "pictures", "root": str(tmp_path / "pictures"), "size": 16, "threads": 1}
+    changes = {"data": data | {"val_share": 0.0}, "train": {"batch_size": 4}}
+    config = write(tmp_path, tiny_run | {"data": {}}, **changes)
+    assert main(["--config", config]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1 and "hard_fast.data.prepare check" in errors[0]
 
 
 @pytest.mark.parametrize(

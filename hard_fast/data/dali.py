@@ -29,7 +29,6 @@ from hard_fast.data.pipelines import find_unreadable, import_dali, train_pipelin
 from hard_fast.data.resizing import Resizing
 from hard_fast.data.sources import PicturesConfig, Samples
 from hard_fast.data.waiting import DeviceWait, HostWait
-from hard_fast.runtime.seed import derive_seed
 from hard_fast.types import Batch
 
 _log = logging.getLogger(__name__)
@@ -55,10 +54,12 @@ class _Decoded(NamedTuple):
 class TrainLoader:
     """Endless training batches: random crops, half of them mirrored, decoded ahead.
 
-    `order.Order` says which pictures; shards are read at random places for it. DALI draws the crops
-    from (seed, rank, first step of a stream), and its checkpoint puts them back exactly. A batch
-    with a picture that cannot be decoded is skipped: the picture is named and counted, the batch
-    keeps its position, and a new stream of crops starts after it.
+    `order.Order` says which pictures and crops; shards are read at random places for it. Step by
+    step all processes show their slices of one global batch: in the place of a picture that cannot
+    be decoded, which is named and counted, comes another one of its batch. So a batch is a function
+    of the seed, the step and the files, and any process goes on from the state of any other.
+
+    DALI's memory goes with the last reference to the loader, so nobody has to close it.
 
     Args:    batch_size: of the global batch, over all processes.
              seed: of the run.
@@ -80,18 +81,18 @@ class TrainLoader:
         resize_in_graph: bool = False,
     ) -> None:
         import_dali()
-        self._samples, self._config, self._seed, self._rank = samples, config, seed, rank
+        self._samples, self._config = samples, config
         self._order = Order(
             len(samples.label),
             batch_size,
             seed=seed,
+            min_scale=config.min_scale,
             flip=config.flip,
             rank=rank,
             world_size=world_size,
         )
         self.num_steps_per_epoch = self._order.num_steps_per_epoch
         self._identity = {
-            "number of processes": world_size,
             "batch size": batch_size,
             "seed": seed,
             "list of samples": fingerprint(samples),
@@ -113,7 +114,7 @@ class TrainLoader:
         return self._wait.seconds()
 
     def next_batch(self) -> Batch:
-        """This process's slice of the next global batch that can be decoded.
+        """This process's slice of the next global batch.
 
         Raises:  TooManyBadFiles, naming the command that lists them.
         """
@@ -127,15 +128,14 @@ class TrainLoader:
             return to_batch(image, self._samples.label[index], self._device)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the process of this rank needs to go on after the batch handed out last."""
+        """What any process needs to go on after the batch handed out last."""
         return dict(self._state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after the saved batch: what comes is bit for bit what would have come.
 
-        Where that is impossible a warning says why. With another number of processes, batch size,
-        seed or list of samples the epoch starts again; with the state of another rank, or one that
-        this DALI cannot read, only the crops differ.
+        With another batch size, seed or list of samples that is impossible: a warning says so, and
+        the epoch starts again.
         """
         self.num_bad = state["num_bad"]
         step = state["epoch"] * self.num_steps_per_epoch
@@ -144,18 +144,8 @@ class TrainLoader:
             reason = " and ".join(differing)
             _log.warning("saved with another %s: epoch %d starts again", reason, state["epoch"])
             self._go_to(step)
-            return
-        self._go_to(step + state["position"], state["num_bad_in_epoch"])
-        if state["rank"] != self._rank:
-            _log.warning("saved by rank %d: rank %d draws new crops", state["rank"], self._rank)
-        elif state["dali"] is not None:
-            try:
-                self._open(state["first_step"], state["dali"])
-            except RuntimeError as error:
-                reason = str(error).partition("\n")[0]
-                _log.warning("DALI cannot read its checkpoint (%s): new crops are drawn", reason)
-            else:
-                self._state = self._describe(state["dali"])
+        else:
+            self._go_to(step + state["position"], state["num_bad_in_epoch"])
 
     def close(self) -> None:
         """Let go of the threads and of DALI's memory."""
@@ -164,41 +154,32 @@ class TrainLoader:
             self._resizer.close()
 
     def _go_to(self, step: int, num_bad_in_epoch: int = 0) -> None:
-        """Make `step` the next one, in a new stream of crops."""
+        """Make `step` the next one."""
         self._shut()
         self._ahead: deque[_Decoded] = deque()
-        self._step = self._first_step = step
+        self._step = step
         self._num_bad, self._num_bad_in_epoch = self.num_bad, num_bad_in_epoch
-        self._num_lost_in_a_row = 0
-        self._state = self._describe(None)
+        self._state = self._describe()
 
-    def _describe(self, checkpoint: bytes | None) -> dict[str, Any]:
+    def _describe(self) -> dict[str, Any]:
         epoch, position = divmod(self._step, self.num_steps_per_epoch)
         return {
             "identity": dict(self._identity),
-            "rank": self._rank,
             "epoch": epoch,
             "position": position,
-            "first_step": self._first_step,
             "num_bad": self._num_bad,
             "num_bad_in_epoch": self._num_bad_in_epoch,
-            "dali": checkpoint,
         }
 
-    def _open(self, first_step: int, checkpoint: bytes | None = None) -> None:
-        """Build the pipeline of the stream of crops that begins with `first_step`."""
+    def _open(self, first: Work) -> None:
+        """Build the pipeline of this step's batch and of those that follow."""
+        order, step = self._order, self._step
         width = None if self._resizer else self._config.size
-        feed = Feed(self._samples, lambda i: self._order.work(first_step + i), width)
+        # It holds no reference to this object, which would keep both of them alive.
+        self._feed = Feed(self._samples, lambda i: order.work(step + i) if i else first, width)
         self._pipeline = train_pipeline(
-            feed,
-            self._config,
-            self._order.share,
-            self._device,
-            self._num_threads,
-            seed=derive_seed(self._seed, "crop", first_step, self._rank),
-            checkpoint=checkpoint,
+            self._feed, self._config, order.share, self._device, self._num_threads
         )
-        self._feed, self._first_step = feed, first_step
 
     def _shut(self) -> None:
         if self._feed is not None:
@@ -206,57 +187,66 @@ class TrainLoader:
         self._feed = self._pipeline = None
 
     def _decode(self) -> _Decoded:
-        """The next batch that can be decoded."""
+        """The batch of the next step."""
+        if self._step % self.num_steps_per_epoch == 0:
+            self._num_bad_in_epoch = 0
+        work, num_lost = self._order.work(self._step), 0
         while True:
-            if self._step % self.num_steps_per_epoch == 0:
-                self._num_bad_in_epoch = 0
-            if self._pipeline is None:
-                self._open(self._step)
-            work = self._order.work(self._step)
+            is_new = self._pipeline is None
+            if is_new:
+                self._open(work)
             try:
                 pictures, index = run(self._pipeline, self._device)
             except RuntimeError as error:
-                self._lose(work, error)
+                # DALI calls a pipeline that failed no longer valid.
+                self._shut()
+                work = self._mended(work, error, is_new)
+                if not len(work.index):
+                    # Not one is left: a later batch is shown twice.
+                    num_lost += 1
+                    if num_lost == self.num_steps_per_epoch:
+                        raise self._too_many("no picture of an epoch can be decoded") from None
+                    work = self._order.work(self._step + num_lost)
                 continue
             assert np.array_equal(index, work.index), "DALI returned other samples than asked for"
             self._step += 1
-            self._num_lost_in_a_row = 0
-            state = self._describe(self._pipeline.checkpoint())
+            state = self._describe()
             if self._resizer is None:
                 return _Decoded(to_tensor(pictures), index, state)
             return _Decoded(self._resizer.stretched(pictures, work.is_flipped), index, state)
 
-    def _lose(self, work: Work, error: RuntimeError) -> None:
-        """Name and count what is bad in a batch that failed, and go on after it.
+    def _mended(self, work: Work, error: RuntimeError, is_new: bool) -> Work:
+        """A batch that failed, with others of it in the place of those that are to blame.
 
         Raises:  TooManyBadFiles; `error` itself if a new pipeline fails and no picture is bad.
         """
-        is_new = self._step == self._first_step
-        # DALI calls a pipeline that failed no longer valid.
-        self._shut()
-        found = find_unreadable(self._samples, work.index, self._device, self._num_threads)
-        if not found:
+        bad = find_unreadable(self._samples, work, self._device, self._num_threads)
+        if not bad:
             if is_new:
                 raise error
             _log.warning("DALI failed on pictures that it can decode, and starts anew: %s", error)
-            return
-        self._step += 1
-        self._num_bad += len(found)
-        self._num_bad_in_epoch += len(found)
-        for i, reason in found.items():
-            _log.warning("skipped a batch: %s: %s", name_of(self._samples, i), reason)
-        self._num_lost_in_a_row += 1
+            return work
+        self._num_bad += len(bad)
+        self._num_bad_in_epoch += len(bad)
+        for i, reason in bad.items():
+            _log.warning("left out of a batch: %s: %s", name_of(self._samples, i), reason)
         num = self.num_steps_per_epoch * self._order.share
-        problem = None
-        if self._num_bad_in_epoch > self._config.max_bad * num:
-            problem = (
+        max_bad = self._config.max_bad
+        if self._num_bad_in_epoch > (max(1.0, max_bad * num) if max_bad else 0.0):
+            raise self._too_many(
                 f"{self._num_bad_in_epoch} of the {num} pictures of an epoch cannot be decoded, "
-                f"more than data.max_bad = {self._config.max_bad:g} allows"
-            )
-        elif self._num_lost_in_a_row >= 2 * self.num_steps_per_epoch:
-            problem = "every batch of an epoch has a picture that cannot be decoded"
-        if problem is not None:
-            root = self._config.root
-            roots = shlex.join([root] if isinstance(root, str) else root)
-            command = f"python -m hard_fast.data.prepare check {roots}"
-            raise TooManyBadFiles(f"{problem}; to leave such pictures out, run {command}") from None
+                f"more than data.max_bad = {max_bad:g} allows"
+            ) from None
+        is_bad = np.isin(work.index, list(bad))
+        others = work.index[~is_bad]
+        if not len(others):
+            return work._replace(index=others)
+        index = work.index.copy()
+        index[is_bad] = np.resize(others, is_bad.sum())
+        return work._replace(index=index)
+
+    def _too_many(self, problem: str) -> TooManyBadFiles:
+        root = self._config.root
+        roots = shlex.join([root] if isinstance(root, str) else root)
+        command = f"python -m hard_fast.data.prepare check {roots}"
+        return TooManyBadFiles(f"{problem}; to leave such pictures out, run {command}")

@@ -68,8 +68,7 @@ def _eval_pass(
     resizer: Resizer | None,
 ) -> Generator[Batch, None, list[np.ndarray]]:
     """Batches of the parts until one cannot be decoded; returns what is left, without the bad."""
-    works = [Work(part, np.zeros(len(part), bool)) for part in parts]
-    feed = Feed(samples, lambda i: works[i] if i < len(works) else None)
+    feed = Feed(samples, lambda i: Work(parts[i]) if i < len(parts) else None)
     size = max(map(len, parts))
     pipeline = eval_pipeline(feed, config, size, device, num_threads, resize=resizer is None)
     left: list[np.ndarray] = []
@@ -79,7 +78,7 @@ def _eval_pass(
             try:
                 pictures, index = run(pipeline, device)
             except RuntimeError as error:
-                bad = find_unreadable(samples, part, device, num_threads)
+                bad = find_unreadable(samples, Work(part), device, num_threads)
                 if not bad and k == 0:
                     raise error
                 for i, reason in bad.items():

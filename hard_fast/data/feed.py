@@ -33,7 +33,7 @@ class Feed:
         self._reading: dict[int, list[Future[list[np.ndarray]]]] = {}
 
     def __call__(self, info: Any) -> tuple[Any, ...]:
-        """The batch of DALI's BatchInfo: encoded pictures, their positions, signed widths."""
+        """The batch of DALI's BatchInfo: encoded pictures, positions; crops; signed widths."""
         work = self._plan(info.iteration)
         if work is None:
             raise StopIteration
@@ -41,11 +41,13 @@ class Feed:
             encoded = read_encoded(self._samples, work.index)
         else:
             encoded = self._read(info.iteration, work)
-        if self.width_px is None:
+        if work.crop is None:
             return encoded, work.index
+        if self.width_px is None:
+            return encoded, work.index, work.crop
         # DALI mirrors what it resizes to a negative width: a flip that costs nothing.
         sign = np.where(work.is_flipped, np.float32(-1), np.float32(1))
-        return encoded, work.index, sign * np.float32(self.width_px)
+        return encoded, work.index, work.crop, sign * np.float32(self.width_px)
 
     def close(self) -> None:
         """Let go of the threads."""

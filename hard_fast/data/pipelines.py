@@ -4,9 +4,10 @@ One code for a GPU and for none. On a GPU a graph ends with finished pictures; w
 with decoded ones, and `resizing` finishes them, for PyTorch resizes bytes on a CPU in a quarter of
 the time that DALI takes, and to the same pixels as PIL.
 
-Letters: B pictures of a batch, H rows, W columns.
+Letters: B pictures of a batch, H rows, W columns, T tries to fit a crop into a picture.
 """
 
+import re
 from types import ModuleType
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from hard_fast.data.feed import Feed, read_encoded
+from hard_fast.data.order import MAX_RATIO, NUM_TRIES, Work
 from hard_fast.data.resizing import shorter_side
 from hard_fast.data.sources import PicturesConfig, Samples
 
@@ -23,9 +25,7 @@ from hard_fast.data.sources import PicturesConfig, Samples
 HW_DECODER_LOAD = 0.65
 # Room for the largest pictures of ImageNet, set aside once, as in MLPerf's ResNet-50 for DALI.
 WIDTH_HINT_PX, HEIGHT_HINT_PX = 5980, 6430
-_ASPECT = (3 / 4, 4 / 3)
-_NUM_ATTEMPTS = 100
-# So few that DALI parses them in one thread, where an error is safe (see `_checked`).
+# So few that DALI parses them in one thread, where an error is safe (see `_decoded`).
 _NUM_PROBED = 8
 
 
@@ -63,30 +63,17 @@ def train_pipeline(
     batch_size: int,
     device: torch.device,
     num_threads: int,
-    *,
-    seed: int,
-    checkpoint: bytes | None = None,
 ) -> Any:
-    """A built pipeline of (random crops, [B] int32 positions).
+    """A built pipeline of (crops, [B] int32 positions).
 
     Returns: uint8 HWC: [B,size,size,3], mirrored where the plan says so, if the feed has a width;
-             else each crop in its own size, for `resizing.TrainResizer`.
+             else each crop in its own size, for `resizing.Resizer`.
     """
-    dali = import_dali()
-    fn = dali.fn
-    pipeline = _pipeline(
-        batch_size, device, num_threads, config.prefetch, seed, True, checkpoint=checkpoint
-    )
+    fn = import_dali().fn
+    pipeline = _pipeline(batch_size, device, num_threads, config.prefetch)
     with pipeline:
-        encoded, _, index, *width = _checked(feed)
-        image = fn.decoders.image_random_crop(
-            encoded,
-            **_decoder(device),
-            random_area=[config.min_scale, 1.0],
-            random_aspect_ratio=list(_ASPECT),
-            num_attempts=_NUM_ATTEMPTS,
-            name="crop",
-        )
+        encoded, index, crop, *width = _inputs(feed, 3 if feed.width_px is None else 4)
+        image, _ = _decoded(encoded, device, crop)
         if width:
             image = fn.resize(
                 image,
@@ -94,7 +81,6 @@ def train_pipeline(
                 resize_y=float(config.size),
                 interp_type=_interpolation(config),
                 antialias=True,
-                name="resize",
             )
         pipeline.set_outputs(image, index)
     pipeline.build()
@@ -119,10 +105,10 @@ def eval_pipeline(
     """
     dali = import_dali()
     fn, types = dali.fn, dali.types
-    pipeline = _pipeline(batch_size, device, num_threads, config.prefetch, 0, False)
+    pipeline = _pipeline(batch_size, device, num_threads, config.prefetch)
     with pipeline:
-        encoded, shape_HWC, index = _checked(feed)
-        image = fn.decoders.image(encoded, **_decoder(device))
+        encoded, index = _inputs(feed, 2)
+        image, shape_HWC = _decoded(encoded, device)
         if resize:
             old_HW = fn.slice(shape_HWC, start=[0], shape=[2], axes=[0])
             new_HW = old_HW * shorter_side(config) // fn.reductions.min(old_HW)
@@ -142,38 +128,41 @@ def eval_pipeline(
 
 
 def find_unreadable(
-    samples: Samples, index: np.ndarray, device: torch.device, num_threads: int
+    samples: Samples, work: Work, device: torch.device, num_threads: int
 ) -> dict[int, str]:
-    """Which of some pictures the device's decoder refuses, and why.
+    """Which pictures of a batch the device's decoder refuses, and why.
 
-    They are decoded together and, where that fails, in halves.
+    They are decoded as the batch was, some together and, where that fails, in halves.
     """
     found: dict[int, str] = {}
-    pieces = [index[i : i + _NUM_PROBED] for i in range(0, len(index), _NUM_PROBED)]
+    num = len(work.index)
+    pieces = np.split(np.arange(num), range(_NUM_PROBED, num, _NUM_PROBED))
     pipeline = None
     while pieces:
         piece = pieces.pop()
         # DALI calls a pipeline that failed no longer valid, so each one fails once.
-        pipeline = pipeline or _probe(samples, device, num_threads)
+        pipeline = pipeline or _probe(samples, work.crop is not None, device, num_threads)
+        given = {} if work.crop is None else {"crop": work.crop[piece]}
         try:
-            pipeline.run(encoded=read_encoded(samples, piece))
+            pipeline.run(encoded=read_encoded(samples, work.index[piece]), **given)
         except RuntimeError as error:
             pipeline = None
             if len(piece) == 1:
-                found[int(piece[0])] = _reason(error)
+                found[int(work.index[piece[0]])] = _reason(error)
             else:
                 pieces += np.array_split(piece, 2)
     return found
 
 
-def _probe(samples: Samples, device: torch.device, num_threads: int) -> Any:
+def _probe(samples: Samples, has_crops: bool, device: torch.device, num_threads: int) -> Any:
     fn = import_dali().fn
-    pipeline = _pipeline(_NUM_PROBED, device, num_threads, 1, 0, False)
+    pipeline = _pipeline(_NUM_PROBED, device, num_threads, 1)
     with pipeline:
         encoded = fn.external_source(name="encoded")
         if not samples.offset.any():
             encoded = fn.io.file.read(encoded, dont_use_mmap=True)
-        pipeline.set_outputs(fn.decoders.image(encoded, **_decoder(device)))
+        crop = fn.external_source(name="crop") if has_crops else None
+        pipeline.set_outputs(_decoded(encoded, device, crop)[0])
     pipeline.build()
     return pipeline
 
@@ -182,47 +171,68 @@ def _reason(error: RuntimeError) -> str:
     """The line of DALI's message that says what happened."""
     text = str(error).partition("encountered:")[2] or str(error)
     reason = next((line.strip(" :") for line in text.splitlines() if line.strip()), "")
+    # The number is that in the probe, not in the data set.
+    reason = re.sub(r" sample #\d+", "", reason)
     return reason.replace("nvImageCodec failure", "no known picture format, nvImageCodec failure")
 
 
-def _pipeline(
-    batch_size: int,
-    device: torch.device,
-    num_threads: int,
-    prefetch: int,
-    seed: int,
-    is_resumable: bool,
-    **options: Any,
-) -> Any:
-    return import_dali().Pipeline(
-        batch_size,
-        num_threads,
-        device.index if device.type == "cuda" else None,
-        seed=seed,
-        prefetch_queue_depth=prefetch,
-        enable_checkpointing=is_resumable,
-        **options,
-    )
+def _pipeline(batch_size: int, device: torch.device, num_threads: int, prefetch: int) -> Any:
+    device_id = device.index if device.type == "cuda" else None
+    return import_dali().Pipeline(batch_size, num_threads, device_id, prefetch_queue_depth=prefetch)
 
 
-def _checked(feed: Feed) -> Any:
-    """Nodes of encoded pictures whose headers are sound, their shapes, and the feed's other nodes.
-
-    Where a header is not, the batch fails here: DALI 2.4's decoders throw while their threads still
-    work on the batch, which ends the process.
-    """
-    dali = import_dali()
-    fn, types = dali.fn, dali.types
-    num = 2 if feed.width_px is None else 3
+def _inputs(feed: Feed, num: int) -> list[Any]:
+    """Nodes of encoded pictures, and of all else that the feed gives."""
+    fn = import_dali().fn
     encoded, *rest = fn.external_source(feed, num_outputs=num, batch_info=True)
     if feed.has_paths:
         # A mapped file that shrinks or fails to be read would kill the process.
-        encoded = fn.io.file.read(encoded, dont_use_mmap=True, name="read")
+        encoded = fn.io.file.read(encoded, dont_use_mmap=True)
+    return [encoded, *rest]
+
+
+def _decoded(encoded: Any, device: torch.device, crop: Any = None) -> tuple[Any, Any]:
+    """Nodes of pictures, whole or cropped as in `Work.crop`, and of the shapes of the whole ones.
+
+    Where a header is not sound, the batch fails before it is decoded: DALI 2.4's decoders throw
+    while their threads still work on the batch, which ends the process.
+    """
+    dali = import_dali()
+    fn, types = dali.fn, dali.types
     shape_HWC = fn.peek_image_shape(encoded, adjust_orientation=False, dtype=types.INT32)
+    if crop is not None:
+        start, shape = _window(shape_HWC, crop)
+        window = {"start": start, "shape": shape, "axes": [0, 1]}
+        return fn.decoders.image_slice(encoded, **window, **_decoder(device)), shape_HWC
     # Nothing is changed or copied, but the decoder now has to wait for the shapes.
     nothing = 0 * fn.slice(shape_HWC, start=[0], shape=[1], axes=[0])
     encoded = fn.reshape(encoded, shape=encoded.shape(dtype=types.INT32) + nothing)
-    return encoded, shape_HWC, *rest
+    return fn.decoders.image(encoded, **_decoder(device)), shape_HWC
+
+
+def _window(shape_HWC: Any, crop: Any) -> tuple[Any, Any]:
+    """Nodes of the first row and column, and of the height and width, of crops as in `Work.crop`.
+
+    The first sides that fit count. Where none do, the crop is as large as its ratio allows.
+    """
+    dali = import_dali()
+    fn, math, types = dali.fn, dali.math, dali.types
+    old_HW = fn.slice(shape_HWC, start=[0], shape=[2], axes=[0])
+    old_HW = fn.cast(old_HW, dtype=types.FLOAT)
+    tries_2T = fn.slice(crop, start=[0], shape=[NUM_TRIES], axes=[1])
+    side_2T = math.floor(tries_2T * math.sqrt(old_HW[0] * old_HW[1]) + 0.5)
+    does_fit = fn.cast(side_2T <= fn.expand_dims(old_HW, axes=[1]), dtype=types.FLOAT)
+    precedence_T = types.Constant(np.arange(NUM_TRIES, 0, -1, dtype=np.float32))
+    score_T = fn.reductions.min(does_fit, axes=[0]) * precedence_T
+    is_chosen = fn.cast(score_T == fn.reductions.max(score_T), dtype=types.FLOAT)
+    # With no fit all are chosen, and their sum is beyond the limit.
+    side_HW = fn.reductions.sum(side_2T * is_chosen, axes=[1])
+    limit_HW = math.min(old_HW, math.floor(MAX_RATIO * fn.reductions.min(old_HW) + 0.5))
+    side_HW = math.max(math.min(side_HW, limit_HW), 1.0)
+    place_HW = fn.squeeze(fn.slice(crop, start=[NUM_TRIES], shape=[1], axes=[1]), axes=[1])
+    # Rounding may take a place just below 1 to 1.
+    start_HW = math.min(math.floor(place_HW * (old_HW - side_HW + 1)), old_HW - side_HW)
+    return fn.cast(start_HW, dtype=types.INT32), fn.cast(side_HW, dtype=types.INT32)
 
 
 def _decoder(device: torch.device) -> dict[str, Any]:

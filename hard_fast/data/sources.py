@@ -52,7 +52,8 @@ class PicturesConfig(Config):
     val_seed: int = 42
     """Decides which pictures are kept for validation."""
     max_bad: float = Field(default=0.001, ge=0.0, le=1.0)
-    """Share of an epoch's pictures that may fail to decode before the run ends."""
+    """Share of an epoch's pictures that may fail to decode before the run ends; one always may,
+    unless it is 0."""
     threads: int | None = Field(default=None, ge=1)
     """Decoding threads per process; None = its share of the cores, at most 8."""
     prefetch: int = Field(default=2, ge=1)

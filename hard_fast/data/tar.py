@@ -118,7 +118,7 @@ def _pax_fields(payload: bytes) -> dict[str, str]:
         record, payload = payload[len(digits) + 1 : int(digits) - 1], payload[int(digits) :]
         key, _, value = record.partition(b"=")
         fields[_text(key)] = _text(value)
-    if "size" in fields and not fields["size"].isdigit():
+    if "size" in fields and not fields["size"].isdecimal():
         raise _CutError
     return fields
 

@@ -16,7 +16,7 @@ from hard_fast.data.decoding import (
     with_index,
 )
 from hard_fast.data.feed import Feed
-from hard_fast.data.order import Work
+from hard_fast.data.order import Order
 from hard_fast.data.pipelines import train_pipeline
 from hard_fast.data.sources import PicturesConfig
 
@@ -65,8 +65,9 @@ def test_a_picture_has_a_name_even_if_its_shard_is_gone(encode, write_samples):
 def test_what_comes_out_shares_no_memory_with_what_comes_next(encode, write_samples):
     samples = write_samples([encode(seed=i, size=(50, 40)) for i in range(4)])
     index = np.arange(4, dtype=np.int32)
-    feed = Feed(samples, lambda i: Work(index, np.zeros(4, bool)), width_px=16)
-    pipeline = train_pipeline(feed, PicturesConfig(root="unused", size=16), 4, CPU, 1, seed=0)
+    work = Order(4, 4, seed=0).work(0)._replace(index=index)
+    feed = Feed(samples, lambda i: work, width_px=16)
+    pipeline = train_pipeline(feed, PicturesConfig(root="unused", size=16), 4, CPU, 1)
     pictures, position = run(pipeline, CPU)
     assert position.tolist() == [0, 1, 2, 3]
     image = to_tensor(pictures)

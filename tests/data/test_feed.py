@@ -7,10 +7,7 @@ import pytest
 from hard_fast.data.feed import Feed, read_encoded
 from hard_fast.data.order import Work
 
-WORKS = [
-    Work(np.array(index, np.int32), np.array([True, False, False]))
-    for index in ([4, 0, 2], [1, 5, 3], [2, 2, 5])
-]
+WORKS = [Work(np.array(index, np.int32)) for index in ([4, 0, 2], [1, 5, 3], [2, 2, 5])]
 
 
 def plan(iteration: int) -> Work | None:
@@ -47,7 +44,13 @@ def test_pictures_of_shards_are_read_in_any_order(payloads, write_samples, itera
 
 
 def test_mirrored_pictures_have_negative_widths(payloads, write_samples):
-    *_, width = Feed(write_samples(payloads), plan, width_px=7)(at(0))
+    crop = np.random.default_rng(0).random((3, 2, 11), np.float32)
+    work = WORKS[0]._replace(is_flipped=np.array([True, False, False]), crop=crop)
+    samples = write_samples(payloads)
+    _, index, given, width = Feed(samples, lambda i: work, width_px=7)(at(0))
+    assert index is work.index and given is crop
+    # Without a width nothing in the graph mirrors.
+    assert len(Feed(samples, lambda i: work)(at(0))) == 3
     assert width.dtype == np.float32
     assert width.tolist() == [-7.0, 7.0, 7.0]
 

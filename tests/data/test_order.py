@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from hard_fast.data.order import Order
+from hard_fast.data.order import NUM_TRIES, Order
 
 
 def indices(order: Order, num_steps: int) -> list[list[int]]:
@@ -26,10 +26,9 @@ def test_an_incomplete_batch_waits_for_another_epoch():
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 def test_ranks_divide_the_global_batches_of_one_process(world_size):
-    whole = Order(31, 12, seed=5, flip=True)
-    ranks = [
-        Order(31, 12, seed=5, flip=True, rank=r, world_size=world_size) for r in range(world_size)
-    ]
+    options = {"seed": 5, "min_scale": 0.1, "flip": True}
+    whole = Order(31, 12, **options)
+    ranks = [Order(31, 12, rank=r, world_size=world_size, **options) for r in range(world_size)]
     for step in (0, 1, 2, 7):
         parts = [order.work(step) for order in ranks]
         assert all(len(part.index) == order.share for part, order in zip(parts, ranks, strict=True))
@@ -42,9 +41,26 @@ def test_steps_may_be_asked_for_in_any_order():
     order, again = Order(6, 3, seed=2, flip=True), Order(6, 3, seed=2, flip=True)
     forward = [again.work(step) for step in range(26)]
     for step in steps:
-        index, is_flipped = order.work(step)
-        assert np.array_equal(index, forward[step].index)
-        assert np.array_equal(is_flipped, forward[step].is_flipped)
+        for column, expected in zip(order.work(step), forward[step], strict=True):
+            assert np.array_equal(column, expected)
+
+
+def test_crops_have_areas_and_ratios_uniform_in_their_bounds():
+    crop = Order(9000, 3000, seed=0, min_scale=0.2).work(2).crop
+    assert crop.shape == (3000, 2, NUM_TRIES + 1) and crop.dtype == np.float32
+    area, ratio = crop[:, 0, :-1] * crop[:, 1, :-1], crop[:, 1, :-1] / crop[:, 0, :-1]
+    log_ratio = np.log(ratio) / np.log(4 / 3)
+    for values, low, high in ((area, 0.2, 1), (log_ratio, -1, 1), (crop[..., -1], 0, 1)):
+        assert low - 1e-6 <= values.min() and values.max() <= high + 1e-6
+        quarters = np.quantile(values, [0.25, 0.5, 0.75])
+        assert np.abs(quarters - np.linspace(low, high, 5)[1:-1]).max() < 0.02 * (high - low)
+
+
+def test_crops_differ_from_step_to_step_and_with_the_seed():
+    order = Order(8, 4, seed=0, min_scale=0.2)
+    crops = [order.work(step).crop for step in (0, 1, 2)]
+    crops.append(Order(8, 4, seed=1, min_scale=0.2).work(0).crop)
+    assert len(np.unique(np.stack(crops)[:, :, :, 0])) == 4 * 4 * 2
 
 
 def test_half_of_the_pictures_are_mirrored_or_none():

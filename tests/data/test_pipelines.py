@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
 from hard_fast.data.feed import Feed
-from hard_fast.data.order import Work
+from hard_fast.data.order import Order, Work
 from hard_fast.data.pipelines import eval_pipeline, find_unreadable, import_dali, train_pipeline
 from hard_fast.data.resizing import shorter_side
 from hard_fast.data.sources import PicturesConfig, Samples
@@ -23,11 +23,12 @@ def config(**options) -> PicturesConfig:
 
 def crops(samples: Samples, setting: PicturesConfig, *, flip: bool = False, **options) -> list:
     """The training pictures of one batch of all samples: finished ones where a size is given."""
-    index = np.arange(len(samples.label), dtype=np.int32)
-    work = Work(index, np.full(len(index), flip))
+    num = len(samples.label)
+    drawn = Order(num, num, seed=options.pop("seed", 3), min_scale=setting.min_scale).work(0)
+    index = np.arange(num, dtype=np.int32)
+    work = Work(index, np.full(num, flip), drawn.crop)
     feed = Feed(samples, lambda i: work, options.pop("width_px", None))
-    pipeline = train_pipeline(feed, setting, len(index), CPU, 1, **{"seed": 3, **options})
-    pictures, positions = pipeline.run()
+    pictures, positions = train_pipeline(feed, setting, num, CPU, 1).run()
     feed.close()
     assert np.array_equal(positions.as_array(), index)
     return [np.array(picture) for picture in pictures]
@@ -35,7 +36,7 @@ def crops(samples: Samples, setting: PicturesConfig, *, flip: bool = False, **op
 
 def whole(samples: Samples, setting: PicturesConfig, *, resize: bool) -> list[np.ndarray]:
     """The evaluation pictures of all samples, one a batch."""
-    works = [Work(np.array([i], np.int32), np.zeros(1, bool)) for i in range(len(samples.label))]
+    works = [Work(np.array([i], np.int32)) for i in range(len(samples.label))]
     feed = Feed(samples, lambda i: works[i] if i < len(works) else None)
     pipeline = eval_pipeline(feed, setting, 1, CPU, 1, resize=resize)
     found = [np.array(pipeline.run()[0][0]) for _ in works]
@@ -62,6 +63,50 @@ def test_crops_follow_the_seed(encode, write_samples):
     other = crops(samples, config(), seed=4)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert [c.shape for c in first] != [c.shape for c in other]
+
+
+def expected_window(crop: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
+    """Top, left, height and width, worked out try by try as torchvision's RandomResizedCrop."""
+    place = crop[:, -1]
+    for rows, columns in crop[:, :-1].T:
+        root = np.sqrt(np.float32(height * width))
+        h, w = (max(1, int(side * root + np.float32(0.5))) for side in (rows, columns))
+        if h <= height and w <= width:
+            break
+    else:
+        h, w = height, width
+        if width / height < 3 / 4:
+            h = round(width * 4 / 3)
+        elif width / height > 4 / 3:
+            w = round(height * 4 / 3)
+    top, left = int(place[0] * (height - h + 1)), int(place[1] * (width - w + 1))
+    return top, left, h, w
+
+
+@pytest.mark.parametrize("min_scale", [0.08, 0.5, 1.0])
+def test_crops_are_cut_where_the_first_try_that_fits_lies(encode, write_samples, min_scale):
+    # Panoramas, in which often none fits, and pictures of a row, of a column and of a pixel.
+    sizes = [(60, 50), (41, 77), (200, 11), (9, 130), (32, 32), (37, 1), (1, 23), (1, 1)] * 5
+    payloads = [encode("PNG", size=size, seed=i) for i, size in enumerate(sizes)]
+    # Its orientation is not applied, to the picture or to the crop.
+    payloads.append(encode(size=(50, 20), orientation=6, subsampling=0))
+    found = crops(write_samples(payloads), config(min_scale=min_scale))
+    drawn = Order(len(payloads), len(payloads), seed=3, min_scale=min_scale).work(0).crop
+    for payload, crop, image in zip(payloads, drawn, found, strict=True):
+        whole = np.array(Image.open(io.BytesIO(payload)))
+        top, left, h, w = expected_window(crop, *whole.shape[:2])
+        assert np.array_equal(image, whole[top : top + h, left : left + w])
+
+
+def test_a_place_just_below_the_end_stays_inside(encode, write_samples):
+    samples = write_samples([encode("PNG", size=(1100, 700))])
+    crop = np.full((1, 2, 11), 0.5, np.float32)
+    crop[..., -1] = np.nextafter(np.float32(1), np.float32(0))
+    feed = Feed(samples, lambda i: Work(np.zeros(1, np.int32), np.zeros(1, bool), crop))
+    image = np.array(train_pipeline(feed, config(), 1, CPU, 1).run()[0][0])
+    whole = np.array(Image.open(samples.files[0]))
+    assert np.array_equal(image, whole[-image.shape[0] :, -image.shape[1] :])
+    assert image.shape[:2] == (439, 439)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -151,17 +196,35 @@ def test_exactly_the_undecodable_pictures_are_found(encode, write_samples, num_s
     where = [0, 1, 40, 69]
     bad = dict(zip(where, bad_pictures(payloads[0]).values(), strict=True))
     samples = write_samples([bad[i] if i in bad else p for i, p in enumerate(payloads)], num_shards)
-    found = find_unreadable(samples, np.arange(70), CPU, 1)
+    found = find_unreadable(samples, Work(np.arange(70)), CPU, 1)
     assert sorted(found) == where
     assert all(reason and "\n" not in reason for reason in found.values())
     good = np.setdiff1d(np.arange(70), where)
-    assert find_unreadable(samples, good, CPU, 1) == {}
+    assert find_unreadable(samples, Work(good), CPU, 1) == {}
+
+
+def test_a_picture_is_judged_by_its_crop(encode, write_samples):
+    payloads = [encode(size=(120, 120), seed=i) for i in range(12)]
+    payloads[4] = payloads[10] = payloads[4][: len(payloads[4]) // 2]
+    samples = write_samples(payloads)
+    crop = Order(12, 12, seed=0, min_scale=0.1).work(0).crop
+    # A quarter of the height, at the top in one picture and at the bottom in the other.
+    crop[[4, 10], :, :-1] = 0.25
+    crop[4, 0, -1], crop[10, 0, -1] = 0.0, 0.99
+    work = Work(np.arange(12, dtype=np.int32), np.zeros(12, bool), crop)
+    found = find_unreadable(samples, work, CPU, 1)
+    assert found == {10: "Failed to decode"}
+    with pytest.raises(RuntimeError):
+        train_pipeline(Feed(samples, lambda i: work), config(), 12, CPU, 1).run()
+    part = work._replace(index=np.delete(work.index, 10), crop=np.delete(crop, 10, axis=0))
+    train_pipeline(Feed(samples, lambda i: part), config(), 11, CPU, 1).run()
+    assert sorted(find_unreadable(samples, Work(work.index), CPU, 1)) == [4, 10]
 
 
 def test_a_file_that_is_gone_is_named_as_such(encode, write_samples):
     samples = write_samples([encode(seed=i) for i in range(3)])
     Path(samples.files[1]).unlink()
-    found = find_unreadable(samples, np.arange(3), CPU, 1)
+    found = find_unreadable(samples, Work(np.arange(3)), CPU, 1)
     assert list(found) == [1]
     assert samples.files[1] in found[1]
 

@@ -87,6 +87,17 @@ def test_a_damaged_pax_header_ends_the_list(tmp_path, write_tar):
         assert list(read_members(path)) == [None]
 
 
+def test_a_pax_size_that_is_no_number_ends_the_list(tmp_path, write_tar):
+    path = write_tar(tmp_path / "a.tar", [(LONG, b"x")], tarfile.PAX_FORMAT)
+    raw = path.read_bytes()
+    record = f"{len(LONG) + 10} path={LONG}\n".encode()
+    assert raw.count(record) == 1
+    # A superscript is a digit to Python and no number.
+    size = "11 size=\N{SUPERSCRIPT TWO}\n".encode()
+    path.write_bytes(raw.replace(record, size.ljust(len(record), b"\0")))
+    assert list(read_members(path)) == [None]
+
+
 @pytest.mark.parametrize("payload", [b"<html>" * 200, b"short", b"\xff" * 512])
 def test_what_is_no_tar_is_refused(tmp_path, payload):
     (tmp_path / "a.tar").write_bytes(payload)
