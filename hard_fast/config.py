@@ -29,10 +29,11 @@ class TrainConfig(Config):
     batch_size: int = Field(default=256, ge=1)
     """Images per step over all processes together."""
     augmentor_batch_size: int | None = Field(default=None, ge=1)
-    """Images per step in phases of the augmentor's own, the first of the batch; None: all."""
+    """Images per step in phases of the augmentor's own, the first of each process; None: all."""
     accumulate: int = Field(default=1, ge=1)
     """Passes that a process cuts its images into, one after the other: the same update in less
-    memory, but for BatchNorm, which sees the images of one pass."""
+    memory, but for what looks at a pass as a whole: BatchNorm, dropout's masks, means over those
+    images of it that have labels."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Precision = "auto"
     """Of the networks' arithmetic; weights are fp32. auto: bf16 on a GPU that has it, else fp32.
@@ -78,8 +79,9 @@ class RunConfig(Config):
 
     @property
     def fingerprint(self) -> str:
-        """A hash that equal runs share; where a run is stored does not matter."""
-        return fingerprint(self.model_dump(mode="json", exclude={"run_dir"}))
+        """A hash that equal runs share, wherever they are stored and however they are compiled."""
+        aside = {"run_dir": True, "compile": True, "distributed": {"timeout_s"}}
+        return fingerprint(self.model_dump(mode="json", exclude=aside | {"checkpoint": {"keep"}}))
 
     @property
     def is_regression(self) -> bool:
@@ -95,6 +97,7 @@ class RunConfig(Config):
             _check_schedule,
             _check_validation,
             _check_networks,
+            _check_average,
         ):
             check(self)
         return self
@@ -180,11 +183,32 @@ def _check_validation(config: RunConfig) -> None:
 
 
 def _check_networks(config: RunConfig) -> None:
+    teacher, is_fp16 = config.teacher, config.train.precision == "fp16"
     if config.student.precision != "auto":
         raise ValueError(
             f"student.precision = {config.student.precision!r}: a student's weights are fp32; "
             "set train.precision for its arithmetic"
         )
+    if teacher and teacher.precision == "fp16" and learns(config.augmentor) and not is_fp16:
+        raise ValueError(
+            "teacher.precision = 'fp16': the augmentor's gradient comes through the teacher, and "
+            "vanishes there without the loss scaling of train.precision = 'fp16'; use 'bf16'"
+        )
+    if teacher and teacher.checkpointing and config.schedule.kind == "student_only":
+        raise ValueError(
+            "teacher.checkpointing = true: no gradient passes the teacher where "
+            "schedule.kind = 'student_only'; remove it"
+        )
+    if teacher is None and config.distributed.teacher == "sharded":
+        raise ValueError("distributed.teacher = 'sharded': there is no [teacher]; remove it")
+    if config.train.augmentor_batch_size and not is_own_phase(config.schedule):
+        raise ValueError(
+            f"train.augmentor_batch_size: schedule.kind = {config.schedule.kind!r} has no phase "
+            "of the augmentor's own; remove it"
+        )
+
+
+def _check_average(config: RunConfig) -> None:
     if config.average and (config.train.select == "best" or config.optim.rate.kind == "plateau"):
         raise ValueError(
             "average: the result is the average of the last weights, while train.select = 'best' "

@@ -10,13 +10,20 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from hard_fast.augment.base import take_rows
 from hard_fast.config import RunConfig, TrainConfig
 from hard_fast.optim.averaging import WeightAverage
 from hard_fast.optim.learner import Learner
 from hard_fast.runtime import dist, parallel
-from hard_fast.runtime.compile import CompileConfig, compiled, is_compiled, use_cache
+from hard_fast.runtime.compile import (
+    CUDA_GRAPH_MODES,
+    CompileConfig,
+    compiled,
+    is_compiled,
+    use_cache,
+)
 from hard_fast.runtime.dist import DistributedConfig, World
 from hard_fast.step import DistillStep
 from hard_fast.types import Batch, LossTerms, Noise, Outputs, Phase
@@ -55,7 +62,8 @@ class Engine:
         self.taught = nn.ModuleDict({"student": net.student, "objective": net.objective})
         length = {"num_steps": num_steps, "num_steps_per_epoch": num_steps_per_epoch}
         # A CUDA graph gives gradients the same memory each time, so those that add up stay apart.
-        length["keeps_gradients"] = config.train.accumulate > 1
+        has_graphs = config.compile.mode in CUDA_GRAPH_MODES
+        length["keeps_gradients"] = config.train.accumulate > 1 and has_graphs
         self.learner = Learner(config.optim, self.taught.named_parameters(), **length)
         self.augmentor_learner = None
         if config.augmentor_optim:
@@ -73,7 +81,7 @@ class Engine:
         if is_compiled(config.compile, world.device):
             self.cache, self._not_compiled = use_cache(config.compile), set(Phase)
         self._ddp: nn.Module | None = None
-        self._phase = Phase.STUDENT
+        self._routes: dict[Phase, dict[str, Callable[[Tensor], Outputs]]] = {}
         self._forward = self._build_forward(config.compile, config.distributed)
         by_ddp = {id(p) for p in net.student.parameters()} if self._ddp else set()
         self._averaged = {
@@ -89,6 +97,18 @@ class Engine:
             "scaler": self._scaler if self._scaler.is_enabled() else None,
         }
 
+    def statistics(self) -> list[Tensor]:
+        """BatchNorm's running statistics and their averages, in which processes differ."""
+        norms = [module for module in self.taught.modules() if isinstance(module, _BatchNorm)]
+        own = [b for norm in norms for b in norm.buffers() if b.is_floating_point()]
+        return own + (self.average.of(own) if self.average else [])
+
+    def num_images(self, phase: Phase) -> int:
+        """Images that a step of this phase takes, over all processes."""
+        smaller = self._train.augmentor_batch_size
+        is_smaller = phase is Phase.AUGMENTOR and smaller is not None
+        return smaller if is_smaller else self._train.batch_size
+
     def rates(self, step: int) -> dict[str, float]:
         """The learning rate of each learner at a 0-based step."""
         learners = {"student": self.learner, "augmentor": self.augmentor_learner}
@@ -99,26 +119,38 @@ class Engine:
     ) -> Callable[[Phase, Batch, Noise], LossTerms]:
         """The step as one compiled function, or its networks compiled one by one."""
         net, world = self.net, self._world
-        is_shared = world.size > 1 and (distributed.overlap or distributed.teacher == "sharded")
-        if compile.region == "step" and is_shared:
+        is_sharded = distributed.teacher == "sharded" and world.size > 1
+        is_overlapping = distributed.overlap and world.size > 1
+        by_network = compile.region == "networks" or is_sharded or is_overlapping
+        if compile.region == "step" and by_network:
             raise ValueError(
                 "compile.region = 'step': one graph cannot hold a network whose work processes "
                 "share (distributed.overlap, distributed.teacher = 'sharded'); use 'auto'"
             )
-        if compile.region == "step" or (compile.region == "auto" and not is_shared):
+        if not is_compiled(compile, world.device):
+            pass
+        elif distributed.sync_batchnorm and world.size > 1:
+            raise ValueError(
+                "distributed.sync_batchnorm = true: cannot be compiled; set compile.mode = 'off'"
+            )
+        elif by_network and compile.mode in CUDA_GRAPH_MODES:
+            raise ValueError(
+                f"compile.mode = {compile.mode!r}: its CUDA graphs need the whole step as one "
+                "graph, and here networks are compiled one by one; use 'default'"
+            )
+        if not by_network:
             return compiled(net, compile, world.device)
-        student = self._alone = compiled(net.student, compile, world.device)
-        if distributed.overlap and world.size > 1:
+        student = learning = compiled(net.student, compile, world.device)
+        if is_overlapping:
             self._ddp = parallel.overlapped(net.student, world, distributed.gradient_dtype)
             # DDP cuts the graph where it sends, so that it sends before the backward pass ends.
-            self._overlapped = compiled(self._ddp, compile, world.device, whole=False)
-            student = self._call_student
-        routes = {"student": student}
-        if net.teacher is not None:
-            is_sharded = distributed.teacher == "sharded" and world.size > 1
-            teacher = net.teacher if is_sharded else compiled(net.teacher, compile, world.device)
-            routes["teacher"] = teacher
-        net.route(**routes)
+            learning = compiled(self._ddp, compile, world.device, whole=False)
+        teacher: dict[str, Callable[[Tensor], Outputs]] = {}
+        if net.teacher is not None and not is_sharded:
+            teacher["teacher"] = compiled(net.teacher, compile, world.device)
+        # DDP would wait for the gradients of a student that is idle.
+        self._routes = {phase: {"student": learning, **teacher} for phase in Phase}
+        self._routes[Phase.AUGMENTOR]["student"] = student
         return net
 
     def describe(self) -> str:
@@ -143,12 +175,13 @@ class Engine:
 
         Args:    step: 0-based number of the step in the run, for the learning rates.
         """
-        self._phase = phase
         self._not_compiled.discard(phase)
+        if self._routes:
+            self.net.route(**self._routes[phase])
         parts = list(self._parts(phase, batch, noise))
         sums = None
         for number, (part, its_noise) in enumerate(parts):
-            with self._sending(is_last=number == len(parts) - 1):
+            with self._sending(phase, is_last=number == len(parts) - 1):
                 terms = self._forward(phase, part, its_noise)
                 loss = terms.loss if len(parts) == 1 else terms.loss / len(parts)
                 self._scaler.scale(loss).backward()
@@ -171,9 +204,7 @@ class Engine:
 
     def _parts(self, phase: Phase, batch: Batch, noise: Noise) -> Iterator[tuple[Batch, Noise]]:
         """The rows of a batch and of its noise, in the pieces that go through the networks."""
-        num = len(batch.label)
-        if phase is Phase.AUGMENTOR and self._train.augmentor_batch_size is not None:
-            num = self._train.augmentor_batch_size // self._world.size
+        num = self.num_images(phase) // self._world.size
         size = num // self._train.accumulate
         if size == len(batch.label):
             yield batch, noise
@@ -183,18 +214,11 @@ class Engine:
             its_noise = take_rows(noise, rows.start, rows.stop, num_images=len(batch.label))
             yield Batch(batch.image[rows], batch.label[rows]), its_noise
 
-    @property
-    def _is_overlapping(self) -> bool:
-        return self._ddp is not None and self._phase is not Phase.AUGMENTOR
-
-    def _sending(self, *, is_last: bool) -> contextlib.AbstractContextManager:
+    def _sending(self, phase: Phase, *, is_last: bool) -> contextlib.AbstractContextManager:
         """While gradients still add up, those of an overlapped student stay here."""
-        if self._is_overlapping and not is_last:
-            return self._ddp.no_sync()
-        return contextlib.nullcontext()
-
-    def _call_student(self, image: Tensor) -> Outputs:
-        return (self._overlapped if self._is_overlapping else self._alone)(image)
+        if self._ddp is None or phase is Phase.AUGMENTOR or is_last:
+            return contextlib.nullcontext()
+        return self._ddp.no_sync()
 
 
 def check_batches(config: TrainConfig, num_processes: int, group: int) -> None:

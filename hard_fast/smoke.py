@@ -21,7 +21,8 @@ def shrink(source: Source) -> Source:
     if tree.get("smoke") is not True:
         return source
     small: dict[str, Any] = {"train": {**_table(tree, "train"), "steps": 3, "batch_size": 8}}
-    small["train"].pop("epochs", None)
+    for key in ("epochs", "augmentor_batch_size", "accumulate"):
+        small["train"].pop(key, None)
     kind = _table(tree, "data").get("kind")
     if kind not in ("line", "synthetic"):
         is_grey = kind in ("mnist", "digits")

@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,13 @@ from hard_fast.runtime import dist
 from hard_fast.runtime.configfile import ConfigError, dump, parse, read
 from hard_fast.runtime.environment import peak_memory_gib, versions
 from hard_fast.runtime.files import write_atomic
+from hard_fast.runtime.rendezvous import launch_id
 from hard_fast.runtime.rows import as_json
 from hard_fast.smoke import shrink
 from hard_fast.trainer import Trainer
+
+_PATIENCE_S = 3.0
+_LAUNCH_FILE = ".launch"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,14 +39,11 @@ def main(arguments: list[str] | None = None) -> int:
             print(dump(config.model_dump(mode="json")), end="")
             return 0
         train(config, resume=options.resume == "auto")
-    except TooManyBadFiles as error:
-        # Only the process that met them knows.
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (ValueError, OSError) as error:
-        # Every process meets the same mistake; one of them says it.
-        if dist.is_main_process():
-            print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError, TooManyBadFiles) as error:
+        if not dist.is_main_process():
+            # A mistake that rank 0 met too ends this process before it repeats it.
+            time.sleep(_PATIENCE_S)
+        print(f"error{dist.who()}: {error}", file=sys.stderr)
         return 2
     finally:
         dist.leave()
@@ -61,9 +63,9 @@ def load_config(name: str, overrides: list[str]) -> RunConfig:
 def train(config: RunConfig, *, resume: bool = True) -> dict[str, Any]:
     """Run to the end; leaves summary.json, student.safetensors and report.html in the run_dir."""
     world = dist.join(config.train.device, config.distributed.timeout_s)
-    # A group that torchrun started again goes on, whatever its first start was to do.
-    resume = resume or world.is_restart
     run_dir = Path(config.run_dir)
+    # A group that torchrun started again goes on with what its first start began.
+    resume = resume or (world.is_restart and _launched_by(run_dir) == launch_id())
     mistake = dist.broadcast_object(_claim(run_dir, config, resume) if world.is_main else None)
     if mistake:
         raise ValueError(mistake)
@@ -83,6 +85,11 @@ def train(config: RunConfig, *, resume: bool = True) -> dict[str, Any]:
     return summary
 
 
+def _launched_by(run_dir: Path) -> str | None:
+    path = run_dir / _LAUNCH_FILE
+    return path.read_text() if path.is_file() else None
+
+
 def _claim(run_dir: Path, config: RunConfig, resume: bool) -> str | None:
     """Make the directory ready for this run; what stands against it, in one line, or None.
 
@@ -96,6 +103,7 @@ def _claim(run_dir: Path, config: RunConfig, resume: bool) -> str | None:
                 number += 1
             run_dir.rename(aside)
         run_dir.mkdir(parents=True, exist_ok=True)
+        write_atomic(run_dir / _LAUNCH_FILE, launch_id())
         if path.is_file() and load_config(str(path), []).fingerprint != config.fingerprint:
             return (
                 f"run_dir = {str(run_dir)!r} holds a run of another configuration; choose another "

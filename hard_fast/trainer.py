@@ -112,7 +112,7 @@ class Trainer:
         self.last_phase = phase
         waiting_since = time.perf_counter()
         batch = self.loader.next_batch()
-        self.clock.count(self.config.train.batch_size, time.perf_counter() - waiting_since)
+        self.clock.count(self.engine.num_images(phase), time.perf_counter() - waiting_since)
         generator = reseed(self.noise_generator, seed, "noise", step)
         rank, num_ranks = self.world.rank, self.world.size
         noise = draw_share(self.net.augmentor, batch.image.shape, generator, rank, num_ranks)
@@ -177,9 +177,7 @@ class Trainer:
         if is_eval or is_save:
             self._write_late_row()
             # BatchNorm statistics differ between ranks; scores and files hold their mean.
-            averages = self.engine.average.buffers() if self.engine.average else []
-            own = [b for b in self.student.buffers() if b.is_floating_point()]
-            dist.mean_(own + averages)
+            dist.mean_(self.engine.statistics())
         if is_eval:
             self._evaluate()
         if is_save or self.is_done:

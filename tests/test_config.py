@@ -18,6 +18,8 @@ def test_a_whole_run_is_understood(tiny_run):
 def test_fingerprint_sees_settings_and_not_the_place(tiny_run):
     base = parse_tree(tiny_run).fingerprint
     assert parse_tree(tiny_run | {"run_dir": "elsewhere"}).fingerprint == base
+    faster = {"compile": {"mode": "default"}, "distributed": {"timeout_s": 60.0}}
+    assert parse_tree(tiny_run | faster).fingerprint == base
     assert parse_tree(tiny_run | {"seed": 1}).fingerprint != base
 
 
@@ -56,6 +58,27 @@ LINE = {"kind": "line"}
         ({"augmentor": {"kind": "affine", "stdd": 1}}, "did you mean 'std'"),
         ({"optim": {"lr": 0.1, "rate": {"kind": "cosin"}}}, "did you mean 'cosine'"),
         ({"schedule": {"kind": "threshold", "l_min": 0.5, "l_max": 0.4}}, "must be below"),
+        ({"student": {"name": "mlp", "precision": "bf16"}}, "student's weights are fp32"),
+        ({"teacher": {"name": "cnn", "precision": "fp16"}}, "use 'bf16'"),
+        (
+            {"augmentor_optim": None, **FIXED, "objective": {"kind": "kd"}}
+            | {"teacher": {"name": "resnet18", "checkpointing": True}},
+            "no gradient passes the teacher",
+        ),
+        (
+            {"teacher": None, "augmentor_optim": None, "objective": {"kind": "ce"}, **FIXED}
+            | {"distributed": {"teacher": "sharded"}},
+            "there is no [teacher]",
+        ),
+        (
+            {"schedule": {"kind": "joint"}}
+            | {"train": {"steps": 3, "batch_size": 8, "augmentor_batch_size": 4}},
+            "no phase of the augmentor's own",
+        ),
+        (
+            {"average": {}, "train": {"steps": 3, "batch_size": 8, "select": "best"}},
+            "average: the result",
+        ),
     ],
 )
 def test_impossible_combinations_end_in_one_line(tiny_run, changes, words):

@@ -97,6 +97,20 @@ def test_one_graph_cannot_hold_what_processes_share(tiny_run):
         Engine(config, net, World(0, 2, WORLD.device), num_steps=1, num_steps_per_epoch=1)
 
 
+@pytest.mark.parametrize(
+    ("changes", "size", "words"),
+    [
+        ({"distributed": {"sync_batchnorm": True}}, 2, "compile.mode = 'off'"),
+        ({"compile": {"mode": "reduce-overhead", "region": "networks"}}, 1, "use 'default'"),
+    ],
+)
+def test_what_cannot_be_compiled_is_one_line(tiny_run, changes, size, words):
+    config = config_of(merge(tiny_run, {"compile": {"mode": "default"}}), **changes)
+    net = build(tiny_run).net
+    with pytest.raises(ValueError, match=words):
+        Engine(config, net, World(0, size, WORLD.device), num_steps=1, num_steps_per_epoch=1)
+
+
 def test_an_engine_says_how_its_batch_comes_about(tiny_run):
     config = config_of(tiny_run, train={"accumulate": 2}, compile={"mode": "default"})
     net = build(tiny_run).net

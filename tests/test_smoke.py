@@ -1,7 +1,8 @@
 import json
 
 from hard_fast.config import RunConfig
-from hard_fast.runtime.configfile import Source, parse
+from hard_fast.engine import check_batches
+from hard_fast.runtime.configfile import CONFIG_FOLDER, Source, parse, read
 from hard_fast.smoke import shrink
 
 
@@ -24,3 +25,14 @@ def test_smoke_keeps_the_kinds_and_shrinks_the_rest(tiny_run):
     assert config.augmentor.kind == "affine"
     tree = json.loads(config.model_dump_json(exclude_none=True))
     assert parse_tree(tree) == config, "shrinking what is small already changes nothing"
+
+
+def test_every_shipped_run_shrinks_to_one_that_can_be_cut():
+    runs = 0
+    for file in sorted(CONFIG_FOLDER.rglob("*.toml")):
+        source = read(str(file), ["smoke=true"])
+        if "study" not in source.tree and "student" in source.tree:
+            config = parse(RunConfig, shrink(source))
+            check_batches(config.train, num_processes=2, group=2)
+            runs += 1
+    assert runs >= 2

@@ -141,6 +141,27 @@ def test_a_mistake_ends_in_one_line(tiny_run, tmp_path, capsys, overrides, words
     assert said.startswith("error: ") and words in said and "\n" not in said
 
 
+def test_a_mistake_of_one_process_alone_is_told_by_it(tiny_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("hard_fast.train._PATIENCE_S", 0.0)
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "5")):
+        monkeypatch.setenv(name, value)
+    assert main(["--config", write(tmp_path, tiny_run)]) == 2
+    assert capsys.readouterr().err.startswith("error on rank 1: LOCAL_RANK = 5")
+
+
+@pytest.mark.parametrize("is_same_launch", [True, False])
+def test_a_restart_goes_on_only_with_what_its_own_launch_began(
+    tiny_run, tmp_path, monkeypatch, is_same_launch
+):
+    config = write(tmp_path, tiny_run, train={"steps": 3, "gallery": False})
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "first")
+    assert main(["--config", config]) == 0
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "first" if is_same_launch else "second")
+    assert main(["--config", config, "--resume", "never"]) == 0
+    assert Path(tiny_run["run_dir"] + ".old-1").exists() is not is_same_launch
+
+
 def test_a_study_is_sent_to_its_own_command(capsys):
     assert main(["--config", "quickstart"]) == 2
     assert "hard_fast.study --config quickstart" in capsys.readouterr().err

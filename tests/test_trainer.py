@@ -310,9 +310,12 @@ def test_a_long_run_keeps_nothing_of_its_steps(tiny_run):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("mode", ["off", "default"])
-def test_steps_do_not_wait_for_the_device(tiny_run, mode):
-    tree = merge(tiny_run, {"train": {"device": "cuda"}, "compile": {"mode": mode}})
+@pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize("mode", ["off", "default", "reduce-overhead"])
+@pytest.mark.parametrize("kind", ["adam", "lion_auto"])
+def test_steps_do_not_wait_for_the_device(tiny_run, kind, mode, passes):
+    train = {"device": "cuda", "accumulate": passes}
+    tree = merge(tiny_run, {"train": train, "compile": {"mode": mode}, "optim": {"kind": kind}})
     tree["schedule"] = {"kind": "alternate", "student_steps": 2, "augmentor_steps": 2}
     config = parse(RunConfig, Source(merge(tree, {"train": {"steps": 400}}), {}))
     trainer = Trainer(config, World(0, 1, torch.device("cuda", 0)))

@@ -32,7 +32,11 @@ class Normalized(nn.Module):
 
     def forward(self, image_BCHW: Tensor) -> Any:
         """What the network makes of (image - mean) / std, rounded to its dtype if it has one."""
-        image_BCHW = (image_BCHW - self.mean) / self.std
+        # One multiply-add. On a CPU channels alone are too short a loop: rows of them take a sixth.
+        rows = {"memory_format": torch.channels_last}
+        scale = (1.0 / self.std).expand(-1, -1, 1, image_BCHW.shape[3]).contiguous(**rows)
+        shift = (-self.mean / self.std).expand_as(scale).contiguous(**rows)
+        image_BCHW = torch.addcmul(shift, image_BCHW, scale)
         return self.net(image_BCHW if self.dtype is None else image_BCHW.to(self.dtype))
 
 

@@ -1,6 +1,6 @@
 """A moving average of a network's weights, which often scores better than the weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,7 +24,7 @@ class WeightAverage:
 
     Float parameters and buffers are averaged; the others, such as counters, are copied.
 
-    Args:    module: its tensors may move later, but are to keep their names and shapes.
+    Args:    module: on its device already, since buffers that move are replaced.
     Source:  The warm-up is that of TensorFlow's ExponentialMovingAverage with `num_updates`.
     """
 
@@ -60,13 +60,10 @@ class WeightAverage:
                 [averages[name] for name in self._rest], [weights[name] for name in self._rest]
             )
 
-    def buffers(self) -> list[Tensor]:
-        """The averages that processes do not share by themselves: BatchNorm's statistics."""
-        return [
-            self._averages[name]
-            for name in self._floats
-            if not isinstance(self._weights[name], nn.Parameter)
-        ]
+    def of(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The averages of some of the module's own tensors."""
+        names = {id(weight): name for name, weight in self._weights.items()}
+        return [self._averages[names[id(tensor)]] for tensor in tensors]
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ import torch
 from hard_fast.runtime.configfile import Config
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")
 _CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 

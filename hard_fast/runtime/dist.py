@@ -95,6 +95,11 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def who() -> str:
+    """` on rank N` where there are several processes, also before they joined a group."""
+    return f" on rank {os.environ['RANK']}" if "RANK" in os.environ else ""
+
+
 def leave() -> None:
     """Leave the process group, if there is one."""
     if dist.is_initialized():

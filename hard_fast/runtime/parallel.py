@@ -75,15 +75,17 @@ def is_sharded(module: nn.Module) -> bool:
 def sync_batchnorm(module: nn.Module, world: World) -> nn.Module:
     """The module with BatchNorm layers that share their statistics; as it is in one process.
 
+    Each of them waits for the GPU in the forward pass.
+
     Raises:  ValueError on a CPU, for which PyTorch has no such layer.
     """
+    if world.size == 1:
+        return module
     if world.device.type != "cuda":
         raise ValueError(
             "distributed.sync_batchnorm = true: needs GPUs, and this run is on the CPU; leave it "
             "false"
         )
-    if world.size == 1:
-        return module
     # Not PyTorch's own function, which drops the activation inside timm's BatchNormAct2d.
     from timm.layers import convert_sync_batchnorm
 

@@ -74,6 +74,11 @@ def check_gpu(local_rank: int, num_gpus: int) -> None:
         )
 
 
+def launch_id() -> str:
+    """What a launch and its restarts share: torchrun's name of the run, empty without one."""
+    return os.environ.get("TORCHELASTIC_RUN_ID", "")
+
+
 def was_restarted() -> bool:
     """Whether torchrun says so; a node whose own processes were all well does not know."""
     return _number("TORCHELASTIC_RESTART_COUNT", 0) > 0

@@ -183,9 +183,9 @@ def test_updating_does_not_wait_for_the_device():
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_its_buffers_are_the_averages_of_float_buffers_alone():
-    average = WeightAverage(Net(), AverageConfig())
+def test_the_averages_of_given_tensors():
+    net = Net()
+    average = WeightAverage(net, AverageConfig())
     averages = average.state_dict()["averages"]
-    wanted = [averages[name] for name in ("norm.running_mean", "norm.running_var")]
-    found = average.buffers()
-    assert len(found) == 2 and all(a is b for a, b in zip(found, wanted, strict=True))
+    found = average.of([net.norm.running_var, net.norm.running_mean])
+    assert found[0] is averages["norm.running_var"] and found[1] is averages["norm.running_mean"]
