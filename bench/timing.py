@@ -21,6 +21,17 @@ Row = dict[str, Any]
 Clock = Callable[[Callable[[], object]], float]
 
 MIN_ROUNDS = 3
+IS_LOWER_BETTER = {
+    "ms": True,
+    "cpu_ms": True,
+    "cpu_ms/image": True,
+    "bytes": True,
+    "flops": True,
+    "images/s": False,
+    "GB/s": False,
+}
+"""Which way a unit improves. Others, such as percent, say nothing of better and worse."""
+_KEYS = ("bench", "case", "impl", "metric", "unit", "p50", "device", "threads", "torch", "commit")
 _FLUSH_BYTES = 256 * 2**20
 _NUM_FLUSHES = 16
 
@@ -116,6 +127,17 @@ def interleave(
     return times
 
 
+def pair_up(times: dict[str, list[float]], reference: str) -> dict[str, float]:
+    """Each run's time as a multiple of the reference's, the median of the rounds' own ratios.
+
+    Both of a round met the same machine, so this stands still where busy moments move a p50.
+    """
+    return {
+        name: percentile([a / b for a, b in zip(found, times[reference], strict=True)], 50)
+        for name, found in times.items()
+    }
+
+
 def percentile(values: list[float], percent: float) -> float:
     """The value that `percent` of the values do not exceed, linear between neighbours."""
     ordered = sorted(values)
@@ -142,6 +164,41 @@ def make_row(
         "device": setting.device_name,
         **setting.facts,
     }
+
+
+def key_of(row: Row) -> tuple[object, ...]:
+    """What a row measures and where: equal for a later measurement of the same."""
+    places = ("bench", "case", "impl", "metric", "unit", "device", "threads")
+    return tuple(row[place] for place in places)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The measured rows of a JSON list or of JSON lines, in order; a study's scores are none.
+
+    Raises:  ValueError, one line, for a file that is not there or holds something else.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".jsonl":
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        else:
+            rows = json.loads(text)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: is no JSON: {error}") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{path}: is no list of rows")
+    rows = [row for row in rows if "p50" in row]
+    for row in rows:
+        if missing := [key for key in _KEYS if key not in row]:
+            raise ValueError(f"{path}: a row lacks {', '.join(missing)}: {json.dumps(row)[:80]}")
+    return rows
+
+
+def newest(rows: list[Row]) -> list[Row]:
+    """Each measurement's last row, where the first one of it stood."""
+    return list({key_of(row): row for row in rows}.values())
 
 
 def note(text: str) -> None:

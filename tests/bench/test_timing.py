@@ -103,3 +103,29 @@ def test_a_gpu_that_is_not_there_is_a_mistake():
     with pytest.raises(ValueError, match="no CUDA device"):
         timing.prepare(parse("--device", "cuda"))
     assert timing.prepare(parse("--device", "auto")).device.type == "cpu"
+
+
+def test_a_ratio_is_taken_within_each_round():
+    # The machine became ten times slower after the first round.
+    times = {"a": [10.0, 100.0, 100.0], "b": [20.0, 210.0, 190.0]}
+    assert timing.pair_up(times, "a") == {"a": 1.0, "b": 2.0}
+
+
+def test_the_last_row_of_a_measurement_is_the_newest():
+    setting = timing.prepare(parse("--device", "cpu"))
+    first, other, last = (
+        timing.make_row("b", case, "i", "m", "ms", [value], setting)
+        for case, value in (("c", 1.0), ("d", 2.0), ("c", 3.0))
+    )
+    assert timing.newest([first, other, last]) == [last, other]
+    assert timing.newest([first, {**first, "unit": "images/s"}, {**first, "threads": 9}])[1:]
+
+
+def test_rows_are_read_from_a_list_and_from_lines(tmp_path):
+    setting = timing.prepare(parse("--device", "cpu"))
+    row = timing.make_row("b", "c", "i", "m", "ms", [1.0], setting)
+    timing.write_rows(tmp_path / "rows.json", [row])
+    (tmp_path / "rows.jsonl").write_text(f'{{"bench": "study"}}\n{json.dumps(row)}\n')
+    assert timing.read_rows(tmp_path / "rows.json") == [row]
+    assert timing.read_rows(tmp_path / "rows.jsonl") == [row]
+    assert timing.read_rows(Path(timing.__file__).with_name("results.jsonl"))

@@ -1,0 +1,177 @@
+"""python -m bench.render [--check] [--rows FILE] [--readme FILE]
+
+Writes README's table of speed and memory, between its two markers, out of bench/results.jsonl.
+`--check` changes nothing and fails if the table is not that of the results.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from bench.timing import IS_LOWER_BETTER, Row, newest, percentile, read_rows
+from hard_fast.runtime.files import write_atomic
+
+ROOT = Path(__file__).resolve().parent.parent
+START, END = "<!-- performance table -->", "<!-- end -->"
+
+BENCHES = ("step", "end_to_end", "loader", "memory")
+"""Shown row by row, in this order; the many rows of `kernels` make one line."""
+OURS = "hard_fast"
+"""Other implementations of ours begin so too, and are no peers."""
+_ORIGIN = ("torch", "commit")
+
+WORDS = {
+    "decode_crop_flip": "decode, crop, flip",
+    "epoch": "JPEGs to weights",
+    "peak_memory": "peak memory of a step",
+    "step": "one step",
+}
+"""The metrics that have lines of their own, and what a reader calls them."""
+
+
+def performance_table(rows: list[Row]) -> str:
+    """Markdown: a table per device and number of threads, ours beside the best peer."""
+    rows = [row for row in newest(rows) if row["unit"] in IS_LOWER_BETTER]
+    places: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        places.setdefault((row["device"], row["threads"]), []).append(row)
+    tables = []
+    for (device, threads), found in places.items():
+        lines = _lines(found)
+        if not lines:
+            continue
+        versions, commits = (", ".join(sorted({row[k] for row in found})) for k in _ORIGIN)
+        is_cpu = not any("power_cap_w" in row for row in found)
+        where = f"{device}, {threads} thread{'s' * (threads > 1)}" if is_cpu else device
+        head = [
+            f"{where}; torch {versions}; commit {commits}:",
+            "",
+            "| what | | hard_fast | best peer | peer / ours |",
+            "| --- | --- | ---: | ---: | ---: |",
+        ]
+        tables.append("\n".join([*head, *lines]))
+    return "\n\n".join(tables)
+
+
+def fill(text: str, table: str) -> str:
+    """The text with the table between its markers.
+
+    Raises:  ValueError where they are missing or in the wrong order.
+    """
+    before, start, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not (start and end):
+        raise ValueError(f"lacks a line {START} and after it a line {END}")
+    return f"{before}{START}\n{table}\n{END}{after}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write or check; the exit code is 0, 1 if the table is an old one, 2 for a mistake."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("bench.render", description=__doc__, formatter_class=form)
+    parser.add_argument("--check", action="store_true", help="only say whether it is up to date")
+    parser.add_argument("--rows", type=Path, default=ROOT / "bench" / "results.jsonl")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    options = parser.parse_args(arguments)
+    try:
+        text = options.readme.read_text(encoding="utf-8")
+        filled = fill(text, performance_table(read_rows(options.rows)))
+    except OSError as error:
+        print(f"error: {options.readme}: cannot be read: {error.strerror}", file=sys.stderr)
+        return 2
+    except ValueError as error:
+        is_readme = str(error).startswith("lacks")
+        print(f"error: {f'{options.readme} ' * is_readme}{error}", file=sys.stderr)
+        return 2
+    if filled == text:
+        return 0
+    if options.check:
+        print(
+            f"{options.readme}: its table is not that of {options.rows.name}; run "
+            "python -m bench.render",
+            file=sys.stderr,
+        )
+        return 1
+    write_atomic(options.readme, filled)
+    return 0
+
+
+def _lines(rows: list[Row]) -> list[str]:
+    """Markdown rows of one place; a measurement without ours is left out."""
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in sorted(rows, key=lambda row: _rank(row["bench"])):
+        if row["bench"] in BENCHES and row["metric"] in WORDS and row["unit"] != "cpu_ms":
+            groups.setdefault((row["case"], row["metric"], row["unit"]), []).append(row)
+    lines = []
+    for (case, metric, unit), group in groups.items():
+        ours = [row for row in group if row["impl"] == OURS]
+        if not ours:
+            continue
+        what = WORDS[metric] if unit == "bytes" else f"{WORDS[metric]}, {unit}"
+        if metric == "step" and not case.endswith(": KD"):
+            what += f" ({ours[0]['of_kd']:.2f} of KD)"
+        peer, ratio = "", ""
+        if (best := _best_peer(group)) is not None:
+            peer = f"{_number(best['p50'], unit)} ({best['impl']})"
+            ratio = f"{_advantage(ours[0], best):.2f}"
+        lines.append(f"| {case} | {what} | {_number(ours[0]['p50'], unit)} | {peer} | {ratio} |")
+    kernels = [row for row in rows if row["bench"] == "kernels"]
+    return lines + _optimizer_lines(rows) + _kernel_line(kernels)
+
+
+def _optimizer_lines(rows: list[Row]) -> list[str]:
+    """One line for all optimizers of a network."""
+    found: dict[str, dict[str, str]] = {}
+    for row in rows:
+        if row["metric"] == "state_per_parameter":
+            network, _, optimizer = row["case"].partition(", ")
+            found.setdefault(network, {})[optimizer] = f"{row['p50']:.2f}"
+    return [
+        f"| {network}: {', '.join(values)} | optimizer state per parameter, bytes | "
+        f"{', '.join(values.values())} | | |"
+        for network, values in found.items()
+    ]
+
+
+def _kernel_line(rows: list[Row]) -> list[str]:
+    """One line for all cases of the kernel: how often ours fits in the best peer."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["case"], row["metric"]), []).append(row)
+    found = []
+    for group in groups.values():
+        best, ours = _best_peer(group), [row for row in group if row["impl"] == OURS]
+        if best is not None and ours:
+            found.append(_advantage(ours[0], best))
+    if not found:
+        return []
+    span = f"{min(found):.1f} to {max(found):.1f}, median {percentile(found, 50):.1f}"
+    return [f"| affine_mix, {len(found)} cases | ms | | | {span} |"]
+
+
+def _best_peer(rows: list[Row]) -> Row | None:
+    peers = [row for row in rows if not row["impl"].startswith((OURS, "copy"))]
+    if not peers:
+        return None
+    best = min if IS_LOWER_BETTER[peers[0]["unit"]] else max
+    return best(peers, key=lambda row: row["p50"])
+
+
+def _advantage(ours: Row, peer: Row) -> float:
+    """How many times as good ours is."""
+    ratio = peer["p50"] / ours["p50"]
+    return ratio if IS_LOWER_BETTER[ours["unit"]] else 1 / ratio
+
+
+def _rank(bench: str) -> int:
+    return BENCHES.index(bench) if bench in BENCHES else len(BENCHES)
+
+
+def _number(value: float, unit: str) -> str:
+    if unit == "bytes":
+        return f"{value / 2**30:,.2f} GiB"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
