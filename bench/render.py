@@ -150,15 +150,16 @@ def _kernel_line(rows: list[Row]) -> list[str]:
 
 
 def _best_peer(rows: list[Row]) -> Row | None:
+    """The row beside which ours looks worst."""
+    ours = [row for row in rows if row["impl"] == OURS]
     peers = [row for row in rows if not row["impl"].startswith((OURS, "copy"))]
-    if not peers:
-        return None
-    best = min if IS_LOWER_BETTER[peers[0]["unit"]] else max
-    return best(peers, key=lambda row: row["p50"])
+    return min(peers, key=lambda row: _advantage(ours[0], row)) if ours and peers else None
 
 
 def _advantage(ours: Row, peer: Row) -> float:
-    """How many times as good ours is."""
+    """How many times as good ours is: round by round where the rows tell, else by medians."""
+    if "of_kd" in peer:
+        return peer["of_kd"] / ours["of_kd"]
     ratio = peer["p50"] / ours["p50"]
     return ratio if IS_LOWER_BETTER[ours["unit"]] else 1 / ratio
 
