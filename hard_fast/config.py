@@ -4,11 +4,12 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from hard_fast.augment import AugmentorConfig, learns
+from hard_fast.augment import AugmentorConfig, learns, merges
 from hard_fast.augment.fixed import IdentityConfig
 from hard_fast.bank import BankConfig
 from hard_fast.checkpoint import CheckpointConfig
 from hard_fast.data import DataConfig
+from hard_fast.evals.runner import Answer
 from hard_fast.models.zoo import NetworkConfig
 from hard_fast.objectives import ObjectiveConfig
 from hard_fast.optim.averaging import AverageConfig
@@ -88,6 +89,13 @@ class RunConfig(Config):
         """Whether outputs are numbers to match rather than classes to choose."""
         return self.data.kind == "line"
 
+    @property
+    def answer(self) -> Answer:
+        """What the student's outputs are."""
+        if self.objective.kind == "vae":
+            return "bound"
+        return "values" if self.is_regression else "classes"
+
     @model_validator(mode="after")
     def _fits_together(self) -> "RunConfig":
         for check in (
@@ -104,10 +112,16 @@ class RunConfig(Config):
 
 
 def _check_teacher(config: RunConfig) -> None:
-    if config.objective.kind == "ce" and config.teacher is not None:
-        raise ValueError("teacher: objective.kind = 'ce' does not use one; remove [teacher]")
-    if config.objective.kind != "ce" and config.teacher is None:
-        raise ValueError(f"teacher: objective.kind = {config.objective.kind!r} needs a [teacher]")
+    kind = config.objective.kind
+    if kind in ("ce", "vae") and config.teacher is not None:
+        raise ValueError(f"teacher: objective.kind = {kind!r} does not use one; remove [teacher]")
+    if kind not in ("ce", "vae") and config.teacher is None:
+        raise ValueError(f"teacher: objective.kind = {kind!r} needs a [teacher]")
+    if (kind == "vae") != (config.student.name == "tiny_vae"):
+        raise ValueError(
+            f"student.name = {config.student.name!r}, objective.kind = {kind!r}: student "
+            "'tiny_vae' and objective 'vae' belong together"
+        )
 
 
 def _check_learning(config: RunConfig) -> None:
@@ -121,9 +135,15 @@ def _check_learning(config: RunConfig) -> None:
     if schedule != "student_only" and not can_learn:
         raise ValueError(
             f"schedule.kind = {schedule!r} trains the augmentor, but augmentor.kind = {maker!r} "
-            "has nothing to learn; use 'affine' or 'noise', or schedule.kind = 'student_only'"
+            "has nothing to learn; use 'affine', 'autoencoder', 'patch_mix' or 'noise', or "
+            "schedule.kind = 'student_only'"
         )
-    if is_own_phase(config.schedule) and config.objective.kind in ("ce", "kd"):
+    if is_own_phase(config.schedule) and merges(config.augmentor):
+        raise ValueError(
+            f"augmentor.kind = {maker!r} makes one image of several, so the augmentor's phase of "
+            f"schedule.kind = {schedule!r} has no original to compare with; use 'joint'"
+        )
+    if is_own_phase(config.schedule) and config.objective.kind != "hard":
         raise ValueError(
             f"objective.kind = {config.objective.kind!r} has no loss for the augmentor's phase of "
             f"schedule.kind = {schedule!r}; use 'hard'"
@@ -141,7 +161,7 @@ def _check_learning(config: RunConfig) -> None:
 
 def _check_targets(config: RunConfig) -> None:
     objective = config.objective
-    if config.is_regression and (objective.kind == "ce" or objective.distance != "mse"):
+    if config.is_regression and (objective.kind in ("ce", "vae") or objective.distance != "mse"):
         raise ValueError(
             "objective.distance: data.kind = 'line' is regression; use objective.kind = 'kd' or "
             "'hard' with distance = 'mse'"
@@ -175,10 +195,10 @@ def is_own_phase(schedule: ScheduleConfig) -> bool:
 
 def _check_validation(config: RunConfig) -> None:
     chooses = config.train.select == "best" or config.optim.rate.kind == "plateau"
-    if chooses and (config.data.val_share == 0.0 or config.is_regression):
+    if chooses and (config.data.val_share == 0.0 or config.answer != "classes"):
         raise ValueError(
-            "train.select = 'best' and optim.rate.kind = 'plateau' choose by the validation "
-            "split: set data.val_share above 0 (regression data have none)"
+            "train.select = 'best' and optim.rate.kind = 'plateau' choose by top-1 on the "
+            "validation split: set data.val_share above 0 (they are for classes alone)"
         )
 
 

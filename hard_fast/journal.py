@@ -91,7 +91,8 @@ class ProgressLine:
         if row["kind"] == "train":
             self._show_training(row)
         elif row["kind"] == "eval":
-            scores = [f"{k} {v:.4g}" for k, v in row.items() if k.endswith(("top1", "mse"))]
+            shown = ("top1", "mse", "bound")
+            scores = [f"{k} {v:.4g}" for k, v in row.items() if k.endswith(shown)]
             self._shown["scores"] = " ".join(scores)
         else:
             return

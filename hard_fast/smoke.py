@@ -12,6 +12,19 @@ _SMOKE_OPTIONS: dict[str, dict[str, Any]] = {
     "vit_cifar": {"dim": 16, "depth": 1, "heads": 2, "dim_head": 8, "mlp_dim": 16},
     "vit_cifar_small": {"dim": 16, "depth": 1, "heads": 2, "dim_head": 8, "mlp_dim": 16},
     "cosine": {},
+    "tiny_vae": {"width": 4, "latent": 4, "num_levels": 1},
+}
+_SMOKE_AUTOENCODERS: dict[str, dict[str, Any]] = {
+    "tiny": {"width": 4, "latent": 4, "num_levels": 1, "num_blocks": 1},
+    "vdvae": {
+        "enc_blocks": "32x1,32d2,16d16,1x1",
+        "dec_blocks": "1x1,16m1,16x1,32m16,32x1",
+        "width": 16,
+        "zdim": 2,
+        "num_mixtures": 2,
+        "train_from_block": 1,
+    },
+    "rqvae": {"width": 8, "multipliers": [1, 1], "latent": 8, "num_codes": 8, "norm_groups": 4},
 }
 
 
@@ -40,6 +53,8 @@ def shrink(source: Source) -> Source:
     for key in ("student", "teacher"):
         if key in tree:
             small[key] = _small_network(_table(tree, key))
+    if "augmentor" in tree:
+        small["augmentor"] = _small_augmentor(_table(tree, "augmentor"))
     return Source(merge({k: v for k, v in tree.items() if k not in small}, small), source.origin)
 
 
@@ -52,6 +67,16 @@ def _small_network(network: dict[str, Any]) -> dict[str, Any]:
     if name.startswith("cifar_resnet"):
         return {"name": "cifar_resnet20"}
     return {"name": "test_vit" if "vit" in name else "test_resnet"}
+
+
+def _small_augmentor(augmentor: dict[str, Any]) -> dict[str, Any]:
+    if augmentor.get("kind") == "compose" and isinstance(augmentor.get("parts"), list):
+        return {**augmentor, "parts": [_small_augmentor(part) for part in augmentor["parts"]]}
+    if augmentor.get("kind") != "autoencoder":
+        return augmentor
+    net = str(augmentor.get("net", "tiny"))
+    kept = {key: value for key, value in augmentor.items() if key != "checkpoint"}
+    return {**kept, "options": _SMOKE_AUTOENCODERS.get(net, {})}
 
 
 def _table(tree: dict[str, Any], key: str) -> dict[str, Any]:

@@ -222,10 +222,10 @@ class Trainer:
         self.is_done = verdict is Verdict.STOP
 
     def _scores(self, network: nn.Module, *, with_val: bool = False) -> dict[str, float]:
-        if self.config.is_regression:
-            return evaluate(network, self.data.test, self.world, truth=self.teacher)
-        val = {"val": self.data.val} if with_val and self.data.val else {}
-        return evaluate(network, val | self.data.test, self.world)
+        answer = self.config.answer
+        val = {"val": self.data.val} if with_val and self.data.val and answer != "values" else {}
+        parts = val | self.data.test
+        return evaluate(network, parts, self.world, answer=answer, truth=self.teacher)
 
     def _save_gallery(self) -> None:
         part = next(iter(self.data.test.values()), self.data.val)
@@ -241,7 +241,8 @@ class Trainer:
         with torch.no_grad():
             made = self.net.make_view(Phase.AUGMENTOR, batch, noise).image
         path = self.run_dir / "gallery" / f"step_{self.step:08d}.png"
-        write_gallery(path, batch.image, made)
+        # Where several images became one, the first of each group stands for it.
+        write_gallery(path, batch.image[:: len(batch.image) // len(made)], made)
         self.journal.picture("augmented", path, self.step)
 
     def _finish(self) -> dict[str, Any]:

@@ -1,9 +1,14 @@
 import json
 
+import pytest
+import torch
+
 from hard_fast.config import RunConfig
 from hard_fast.engine import check_batches
 from hard_fast.runtime.configfile import CONFIG_FOLDER, Source, parse, read
+from hard_fast.runtime.dist import World
 from hard_fast.smoke import shrink
+from hard_fast.trainer import Trainer
 
 
 def parse_tree(tree):
@@ -36,3 +41,15 @@ def test_every_shipped_run_shrinks_to_one_that_can_be_cut():
             check_batches(config.train, num_processes=2, group=2)
             runs += 1
     assert runs >= 2
+
+
+@pytest.mark.parametrize("net", ["tiny", "vdvae", "rqvae"])
+def test_a_run_with_a_large_generator_shrinks_to_seconds(tiny_run, tmp_path, net):
+    maker = {"kind": "autoencoder", "net": net, "checkpoint": "none.pth"}
+    tree = tiny_run | {"smoke": True, "data": {"kind": "cifar10", "root": "nowhere"}}
+    tree["augmentor"] = {"kind": "compose", "parts": [maker, {"kind": "affine"}]}
+    for name in ("teacher", "student"):
+        tree[name] = {"name": "cifar_resnet20"}
+    config = parse_tree(tree)
+    results = Trainer(config, World(0, 1, torch.device("cpu"))).run()
+    assert results["steps"] == 3 and set(results["phases"]) == {"student", "augmentor"}

@@ -17,6 +17,7 @@ from hard_fast.runtime.configfile import Source, merge, parse
 from hard_fast.runtime.dist import World
 from hard_fast.runtime.rows import read_rows
 from hard_fast.trainer import Trainer
+from hard_fast.types import Phase
 
 WORLD = World(0, 1, torch.device("cpu"))
 GOLDEN = Path(__file__).parent / "golden" / "hard_affine_cpu.json"
@@ -171,6 +172,64 @@ def test_every_fixed_augmentor_runs(tiny_run, kind):
     fixed = {"augmentor": {"kind": kind}, "schedule": {"kind": "student_only"}}
     results = build(tiny_run, **fixed, objective={"kind": "kd", "ce_share": 0.5}).run()
     assert results["phases"] == {"student": 12}
+
+
+TINY_VAE = {"kind": "autoencoder", "options": {"width": 4, "latent": 4, "num_levels": 1}}
+
+
+@pytest.mark.parametrize(
+    "augmentor",
+    [
+        TINY_VAE,
+        {"kind": "compose", "parts": [TINY_VAE, {"kind": "affine"}]},
+        {"kind": "patch_mix", "group": 4},
+        {"kind": "compose", "parts": [{"kind": "affine"}, {"kind": "patch_mix"}]},
+    ],
+    ids=["autoencoder", "vae_affine", "patch_mix", "affine_mix"],
+)
+def test_every_learned_augmentor_runs_and_resumes_exactly(tiny_run, tmp_path, augmentor):
+    merges = "mix" in str(augmentor)
+    tree = tiny_run | {"augmentor": augmentor}
+    tree["train"] = tree["train"] | {"accumulate": 2}
+    if merges:
+        tree["schedule"] = {"kind": "joint"}
+    whole = build(tree, run_dir=str(tmp_path / "whole"))
+    first = {n: p.detach().clone() for n, p in whole.net.augmentor.named_parameters()}
+    results = whole.run()
+    assert set(results["phases"]) == ({"joint"} if merges else {"student", "augmentor"})
+    for name, parameter in whole.net.augmentor.named_parameters():
+        assert torch.equal(first[name], parameter) is not parameter.requires_grad, name
+    shutil.copytree(whole.run_dir, tmp_path / "cut")
+    for path in (tmp_path / "cut" / "checkpoints").glob("step_000000012*"):
+        path.unlink()
+    resumed = build(tree, run_dir=str(tmp_path / "cut"))
+    assert resumed.step == 9
+    resumed.run()
+    assert same(weights(resumed), weights(whole))
+
+
+def test_an_autoencoder_learns_its_data_and_then_augments_them(tiny_run, tmp_path):
+    tree = copy.deepcopy(tiny_run)
+    for key in ("teacher", "augmentor_optim"):
+        del tree[key]
+    sizes = {"width": 8, "latent": 4, "num_levels": 1, "num_blocks": 1}
+    tree |= {"student": {"name": "tiny_vae", "options": sizes}, "objective": {"kind": "vae"}}
+    tree |= {"augmentor": {"kind": "identity"}, "schedule": {"kind": "student_only"}}
+    tree["optim"] = {"lr": 3e-3}
+    learner = build(tree, train={"steps": 60}, run_dir=str(tmp_path / "vae"))
+    results = learner.run()
+    bounds = [row["bound"] for row in rows(learner, "eval")]
+    assert bounds[-1] < 0.5 * bounds[0] and results["metrics"]["bound"] == bounds[-1]
+    options = {**sizes, "channels": 1, "variational": True, "wide_norm": False}
+    file = str(learner.run_dir / "student.safetensors")
+    maker = {"kind": "autoencoder", "options": options, "checkpoint": file}
+    trainer = build(tiny_run, augmentor=maker, run_dir=str(tmp_path / "hard"))
+    batch = next(next(iter(trainer.data.test.values())).batches(8))
+    noise = trainer.net.augmentor.draw_noise(batch.image.shape, torch.Generator())
+    made = trainer.net.make_view(Phase.STUDENT, batch, noise).image
+    error = (made - batch.image / 255).square().mean()
+    assert error < 0.7 * (batch.image / 255).var()
+    trainer.run()
 
 
 def test_a_schedule_that_never_switched_says_so(tiny_run):

@@ -6,7 +6,9 @@ import torch
 from pydantic import Field
 
 from hard_fast.augment.affine import Affine, AffineConfig
+from hard_fast.augment.autoencoder import Autoencoder, AutoencoderConfig
 from hard_fast.augment.base import Augmentor, is_learned
+from hard_fast.augment.compose import Compose, ComposeConfig
 from hard_fast.augment.fixed import (
     Cutmix,
     CutmixConfig,
@@ -19,9 +21,10 @@ from hard_fast.augment.fixed import (
     ShiftsConfig,
     StandardConfig,
 )
+from hard_fast.augment.mix import PatchMix, PatchMixConfig
 from hard_fast.augment.noise import GaussianNoise, NoiseConfig
 
-__all__ = ["Augmentor", "AugmentorConfig", "build_augmentor", "is_learned", "learns"]
+__all__ = ["Augmentor", "AugmentorConfig", "build_augmentor", "is_learned", "learns", "merges"]
 
 AugmentorConfig = Annotated[
     IdentityConfig
@@ -31,9 +34,14 @@ AugmentorConfig = Annotated[
     | MixupConfig
     | CutmixConfig
     | NoiseConfig
-    | AffineConfig,
+    | AffineConfig
+    | PatchMixConfig
+    | AutoencoderConfig
+    | ComposeConfig,
     Field(discriminator="kind"),
 ]
+# A chain holds configurations of every kind, its own among them.
+ComposeConfig.model_rebuild(_types_namespace={"AugmentorConfig": AugmentorConfig})
 
 
 def build_augmentor(config: AugmentorConfig, shape: torch.Size, is_picture: bool) -> Augmentor:
@@ -60,14 +68,33 @@ def build_augmentor(config: AugmentorConfig, shape: torch.Size, is_picture: bool
             return GaussianNoise(config, shape[0], is_picture)
         case AffineConfig():
             return Affine(config)
+        case PatchMixConfig():
+            return PatchMix(config, shape)
+        case AutoencoderConfig():
+            return Autoencoder(config, shape)
+        case ComposeConfig(parts=parts):
+            return Compose([build_augmentor(part, shape, is_picture) for part in parts])
 
 
 def learns(config: AugmentorConfig) -> bool:
     """Whether the augmentor that a configuration describes has anything to learn."""
     match config:
-        case NoiseConfig(learned=learned):
+        case NoiseConfig(learned=learned) | AutoencoderConfig(learned=learned):
             return learned
-        case AffineConfig():
+        case AffineConfig() | PatchMixConfig():
             return True
+        case ComposeConfig(parts=parts):
+            return any(learns(part) for part in parts)
+        case _:
+            return False
+
+
+def merges(config: AugmentorConfig) -> bool:
+    """Whether the augmentor that a configuration describes makes one image of several."""
+    match config:
+        case PatchMixConfig():
+            return True
+        case ComposeConfig(parts=parts):
+            return any(merges(part) for part in parts)
         case _:
             return False

@@ -38,3 +38,19 @@ def regression_scores(sums: Tensor) -> dict[str, float]:
     """mse, from added-up sums."""
     num, squared = sums.tolist()
     return {"mse": squared / num}
+
+
+def bound_sums(parts_B2: Tensor) -> Tensor:
+    """[3] fp64: samples, distortion, rate.
+
+    Args:    parts_B2: both parts of a VAE's bound, nats per value.
+    """
+    sums_2 = parts_B2.double().sum(0)
+    return torch.cat([sums_2.new_tensor([len(parts_B2)]), sums_2])
+
+
+def bound_scores(sums: Tensor) -> dict[str, float]:
+    """distortion and rate in nats per value, and bound, their sum, from added-up sums."""
+    num, distortion, rate = sums.tolist()
+    parts = {"distortion": distortion / num, "rate": rate / num}
+    return {**parts, "bound": sum(parts.values())}

@@ -15,6 +15,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hard_fast.models.vae import TinyVae
+
 # Annotations of the builders' options are what a config's values are checked against.
 Count = Annotated[int, Field(ge=1)]
 Widths = Annotated[tuple[Count, ...], Field(min_length=1)]
@@ -259,10 +261,8 @@ class Cosine(nn.Module):
     def __init__(self, num_classes: int, in_channels: int, image_size: int) -> None:
         super().__init__()
         if (num_classes, in_channels, image_size) != (1, 1, 1):
-            raise ValueError(
-                "cosine: needs one class, one channel and one pixel, given "
-                f"{num_classes}, {in_channels} and {image_size}"
-            )
+            given = f"{num_classes}, {in_channels} and {image_size}"
+            raise ValueError(f"cosine: needs one class, one channel and one pixel, given {given}")
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """cos(x), [B,1]."""
@@ -295,4 +295,5 @@ SMALL_NETS: dict[str, Callable[..., nn.Module]] = {
     # The same with attention heads of the usual width: 9,523,722.
     "vit_cifar_small": partial(VisionTransformer, dim_head=64),
     "cosine": Cosine,
+    "tiny_vae": TinyVae,
 }

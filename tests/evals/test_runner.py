@@ -40,4 +40,5 @@ def test_each_set_has_its_prefix_and_every_sample_counts_once(monkeypatch):
 def test_regression_is_measured_against_the_truths_outputs():
     image = torch.tensor([1.0, 3.0]).view(2, 1, 1, 1)
     sets = {"test": Arrays(image, torch.tensor([-1, -1]))}
-    assert evaluate(Mean(2.0), sets, WORLD, truth=Mean(1.0)) == {"mse": 5.0}
+    found = evaluate(Mean(2.0), sets, WORLD, answer="values", truth=Mean(1.0))
+    assert found == {"mse": 5.0}

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from hard_fast.evals.scores import (
+    bound_scores,
+    bound_sums,
     classification_scores,
     classification_sums,
     regression_scores,
@@ -32,3 +34,9 @@ def test_samples_without_a_label_do_not_count():
 def test_mse_by_hand():
     sums = regression_sums(torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [4.0]]))
     assert regression_scores(sums) == {"mse": 2.5}
+
+
+def test_bound_by_hand_over_two_batches():
+    batches = torch.tensor([[1.0, 0.5], [3.0, 1.5]]), torch.tensor([[2.0, 4.0]])
+    found = bound_scores(sum(bound_sums(batch) for batch in batches))
+    assert found == {"distortion": 2.0, "rate": 2.0, "bound": 4.0}
