@@ -65,7 +65,9 @@ class AugmentorBank:
         if place >= self._capacity:
             return
         if self._is_main:
-            write_atomic(self._path(number), save({k: v.cpu() for k, v in tensors.items()}))
+            write_atomic(
+                self._path(number), save({k: v.cpu().contiguous() for k, v in tensors.items()})
+            )
         if place < len(self._entries):
             self._entries[place] = (number, tensors)
         else:

@@ -94,3 +94,14 @@ def test_a_missing_entry_is_named(tmp_path):
     (tmp_path / "entry_000001.safetensors").unlink()
     with pytest.raises(ValueError, match="entry_000001"):
         AugmentorBank(Shift(), tmp_path, BankConfig(), seed=0).load_state_dict(bank.state_dict())
+
+
+def test_a_learner_in_channels_last_is_kept_and_read_again(tmp_path):
+    learner = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    bank = AugmentorBank(learner, tmp_path, BankConfig(), seed=0)
+    bank.save()
+    again = AugmentorBank(copy.deepcopy(learner), tmp_path, BankConfig(), seed=0)
+    again.load_state_dict(bank.state_dict())
+    target = nn.Conv2d(3, 4, 3)
+    again.draw_into(target, 0)
+    assert torch.equal(target.weight, learner.weight)

@@ -164,9 +164,11 @@ def test_every_schedule_runs(tiny_run, schedule, phases):
     assert trainer.run()["phases"] == phases
 
 
-@pytest.mark.parametrize(
-    "kind", ["identity", "standard", "random_affine", "shifts", "mixup", "cutmix"]
-)
+FIXED_KINDS = ["identity", "standard", "random_affine", "shifts", "mixup", "cutmix"]
+FIXED_KINDS += ["mixup_cutmix", "erasing", "trivial", "rand", "augmix"]
+
+
+@pytest.mark.parametrize("kind", FIXED_KINDS)
 def test_every_fixed_augmentor_runs(tiny_run, kind):
     del tiny_run["augmentor_optim"]
     fixed = {"augmentor": {"kind": kind}, "schedule": {"kind": "student_only"}}

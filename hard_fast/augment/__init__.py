@@ -9,6 +9,7 @@ from hard_fast.augment.affine import Affine, AffineConfig
 from hard_fast.augment.autoencoder import Autoencoder, AutoencoderConfig
 from hard_fast.augment.base import Augmentor, is_learned
 from hard_fast.augment.compose import Compose, ComposeConfig
+from hard_fast.augment.erasing import ErasingConfig, RandomErasing
 from hard_fast.augment.fixed import (
     Cutmix,
     CutmixConfig,
@@ -16,6 +17,8 @@ from hard_fast.augment.fixed import (
     IdentityConfig,
     Mixup,
     MixupConfig,
+    MixupCutmix,
+    MixupCutmixConfig,
     RandomAffineConfig,
     RandomWarp,
     ShiftsConfig,
@@ -23,6 +26,13 @@ from hard_fast.augment.fixed import (
 )
 from hard_fast.augment.mix import PatchMix, PatchMixConfig
 from hard_fast.augment.noise import GaussianNoise, NoiseConfig
+from hard_fast.augment.randomized import (
+    Augmix,
+    AugmixConfig,
+    RandConfig,
+    RandomOperations,
+    TrivialConfig,
+)
 
 __all__ = ["Augmentor", "AugmentorConfig", "build_augmentor", "is_learned", "learns", "merges"]
 
@@ -33,6 +43,11 @@ AugmentorConfig = Annotated[
     | ShiftsConfig
     | MixupConfig
     | CutmixConfig
+    | MixupCutmixConfig
+    | ErasingConfig
+    | TrivialConfig
+    | RandConfig
+    | AugmixConfig
     | NoiseConfig
     | AffineConfig
     | PatchMixConfig
@@ -64,6 +79,14 @@ def build_augmentor(config: AugmentorConfig, shape: torch.Size, is_picture: bool
             return Mixup(alpha)
         case CutmixConfig(alpha=alpha):
             return Cutmix(alpha)
+        case MixupCutmixConfig():
+            return MixupCutmix(config)
+        case ErasingConfig():
+            return RandomErasing(config, shape)
+        case TrivialConfig() | RandConfig():
+            return RandomOperations(config, shape)
+        case AugmixConfig():
+            return Augmix(config, shape)
         case NoiseConfig():
             return GaussianNoise(config, shape[0], is_picture)
         case AffineConfig():

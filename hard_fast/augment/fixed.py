@@ -73,6 +73,16 @@ class CutmixConfig(Config):
     alpha: float = Field(default=1.0, gt=0.0)
 
 
+class MixupCutmixConfig(Config):
+    """Mixup or cutmix, drawn for each batch: what the paper's KD rows and timm's recipes use."""
+
+    kind: Literal["mixup_cutmix"] = "mixup_cutmix"
+    mixup_alpha: float = Field(default=1.0, gt=0.0)
+    cutmix_alpha: float = Field(default=1.0, gt=0.0)
+    cutmix_share: float = Field(default=0.5, ge=0.0, le=1.0)
+    """Of the batches."""
+
+
 class Identity(Augmentor):
     """The images as floats and nothing else."""
 
@@ -173,13 +183,48 @@ class Cutmix(Augmentor):
 
     def forward(self, view: View, noise: Noise) -> View:
         """The images with their boxes; a box is cut off at the picture's edge, as published."""
-        side = torch.sqrt(1.0 - noise["share"])
-        height, width = view.image.shape[2:]
-        row = _inside(noise["centre"][:, 0], side, height)
-        column = _inside(noise["centre"][:, 1], side, width)
-        box = row[:, :, None] * column[:, None, :]
+        box = _boxes(noise["share"], noise["centre"], view.image.shape[2:])
         image = affine_mix(view.image, None, torch.stack([1.0 - box, box], 1), _pairs(view.image))
         return View(image, _mix_targets(view.target_BK, 1.0 - box.mean((1, 2))))
+
+
+class MixupCutmix(Augmentor):
+    """All images of a batch by Mixup, or all by Cutmix."""
+
+    group = 2
+
+    def __init__(self, config: MixupCutmixConfig) -> None:
+        super().__init__()
+        self.mixup, self.cutmix = Mixup(config.mixup_alpha), Cutmix(config.cutmix_alpha)
+        self.cutmix_share = config.cutmix_share
+
+    def draw_noise(self, shape: torch.Size, generator: torch.Generator) -> Noise:
+        """mixup_share, cutmix_share, centre: as for the two. switch: [] in [0,1)."""
+        box = self.cutmix.draw_noise(shape, generator)
+        return {
+            "mixup_share": self.mixup.draw_noise(shape, generator)["share"],
+            "cutmix_share": box["share"],
+            "centre": box["centre"],
+            "switch": torch.rand((), generator=generator, device=generator.device),
+        }
+
+    def forward(self, view: View, noise: Noise) -> View:
+        """The blends or the images with boxes; one graph and one pass for both."""
+        box = _boxes(noise["cutmix_share"], noise["centre"], view.image.shape[2:])
+        blend = (1.0 - noise["mixup_share"])[:, None, None]
+        other = torch.where(noise["switch"] < self.cutmix_share, box, blend)
+        image = affine_mix(
+            view.image, None, torch.stack([1.0 - other, other], 1), _pairs(view.image)
+        )
+        return View(image, _mix_targets(view.target_BK, 1.0 - other.mean((1, 2))))
+
+
+def _boxes(share_B: Tensor, centre_B2: Tensor, size: torch.Size) -> Tensor:
+    """[B,H,W] 1.0 in boxes of area 1 - share around their centres."""
+    side = torch.sqrt(1.0 - share_B)
+    row = _inside(centre_B2[:, 0], side, size[0])
+    column = _inside(centre_B2[:, 1], side, size[1])
+    return row[:, :, None] * column[:, None, :]
 
 
 def _beta(alpha: float, num: int, generator: torch.Generator) -> Tensor:

@@ -5,7 +5,6 @@ Letters: B images of a batch, C channels, H rows, W columns, K classes.
 
 import importlib
 import inspect
-import json
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,11 +12,12 @@ from functools import partial
 from typing import Any, Self
 
 import torch
-from pydantic import TypeAdapter, ValidationError, model_validator
+from pydantic import model_validator
 from torch import nn
 
 from hard_fast.models.checkpointing import checkpoint_activations
 from hard_fast.models.folding import fold_batchnorm
+from hard_fast.models.options import typed_options
 from hard_fast.models.small import SMALL_NETS
 from hard_fast.models.taps import Normalized, nearest, set_dtype
 from hard_fast.models.weights import load_weights, save_weights
@@ -141,24 +141,7 @@ def _own_statistics(name: str, net: nn.Module, in_channels: int) -> Statistics:
 
 def _small_net(name: str, options: Mapping[str, Any], sizes: Mapping[str, int]) -> nn.Module:
     builder = SMALL_NETS[name]
-    annotations = {
-        key: parameter.annotation
-        for key, parameter in inspect.signature(builder).parameters.items()
-        if key not in sizes
-    }
-    typed = {}
-    for key, value in options.items():
-        if key not in annotations:
-            raise ValueError(_unknown_option(name, key, annotations))
-        try:
-            # JSON mode is strict about scalars, yet takes a list for a tuple as TOML writes it.
-            typed[key] = TypeAdapter(annotations[key]).validate_json(json.dumps(value), strict=True)
-        except ValidationError as error:
-            reason = error.errors()[0]["msg"]
-            raise ValueError(
-                f"options.{key} = {value!r}: {reason[:1].lower()}{reason[1:]}"
-            ) from None
-    return builder(**sizes, **typed)
+    return builder(**sizes, **typed_options(name, builder, options, given=sizes))
 
 
 def _own_net(name: str, options: Mapping[str, Any], sizes: Mapping[str, int]) -> nn.Module:

@@ -65,7 +65,11 @@ def test_output_range_and_gradient(config):
             assert parameter.grad is None, name
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.net)
+@pytest.mark.parametrize(
+    "config",
+    [CONFIGS[0], *(pytest.param(config, marks=pytest.mark.slow) for config in CONFIGS[1:])],
+    ids=lambda config: config.net,
+)
 def test_it_is_one_graph(config):
     augmentor, image = build(config), torch.randint(0, 256, (2, *SHAPE), dtype=torch.uint8)
     noise = draw(augmentor, image)

@@ -1,8 +1,11 @@
+import pytest
 import torch
+from pydantic import TypeAdapter, ValidationError
 
+from hard_fast.augment import AugmentorConfig, build_augmentor
 from hard_fast.augment.affine import Affine, AffineConfig
 from hard_fast.augment.base import is_learned, take_rows
-from hard_fast.augment.compose import Compose, num_merged
+from hard_fast.augment.compose import Compose, ComposeConfig, num_merged
 from hard_fast.augment.fixed import Mixup, RandomWarp
 from hard_fast.augment.mix import PatchMix, PatchMixConfig
 from hard_fast.augment.noise import GaussianNoise, NoiseConfig
@@ -91,3 +94,13 @@ def test_gradient_passes_through_all_parts_and_it_is_one_graph():
         assert parameter.grad.count_nonzero() == parameter.numel(), name
     whole = torch.compile(chain, fullgraph=True, backend="eager")
     torch.testing.assert_close(whole(View(image, torch.eye(8)), noise).image, view.image)
+
+
+def test_a_configuration_names_its_parts_by_kind():
+    text = '{"kind": "compose", "parts": [{"kind": "noise"}, {"kind": "affine", "std": 0.1}]}'
+    config = TypeAdapter(AugmentorConfig).validate_json(text)
+    assert config == ComposeConfig(parts=[NoiseConfig(), AffineConfig(std=0.1)])
+    built = build_augmentor(config, SHAPE, is_picture=True)
+    assert [type(part) for part in built.parts] == [GaussianNoise, Affine]
+    with pytest.raises(ValidationError, match="at least 1 item"):
+        ComposeConfig(parts=[])

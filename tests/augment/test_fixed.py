@@ -3,8 +3,12 @@ import torch
 
 from hard_fast.augment import build_augmentor
 from hard_fast.augment.fixed import (
+    Cutmix,
     CutmixConfig,
+    Mixup,
     MixupConfig,
+    MixupCutmix,
+    MixupCutmixConfig,
     RandomAffineConfig,
     RandomWarp,
     ShiftsConfig,
@@ -93,3 +97,19 @@ def test_shares_follow_the_beta_distribution(alpha, variance):
     share = augmentor.draw_noise(image.shape, torch.Generator().manual_seed(0))["share"]
     assert share.mean().item() == pytest.approx(0.5, abs=0.01)
     assert share.var().item() == pytest.approx(variance, rel=0.05)
+
+
+def test_a_batch_is_mixed_by_mixup_or_cutmix_as_one():
+    image, target = torch.rand(6, 3, 8, 8), torch.eye(6)
+    both = MixupCutmix(MixupCutmixConfig(mixup_alpha=0.3, cutmix_share=0.25))
+    noise = both.draw_noise(image.shape, torch.Generator().manual_seed(0))
+    parts = {
+        0.2: (Cutmix(1.0), {"share": noise["cutmix_share"], "centre": noise["centre"]}),
+        0.3: (Mixup(0.3), {"share": noise["mixup_share"]}),
+    }
+    for switch, (one, its_noise) in parts.items():
+        made = both(View(image, target), noise | {"switch": torch.tensor(switch)})
+        wanted = one(View(image, target), its_noise)
+        torch.testing.assert_close(made.image, wanted.image)
+        torch.testing.assert_close(made.target_BK, wanted.target_BK)
+    assert noise["switch"].ndim == 0
