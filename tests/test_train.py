@@ -227,6 +227,8 @@ def _wait_for_progress(process, checkpoints, num_before):
         ("hard", ["distributed.overlap=true", "train.accumulate=2"]),
         ("hard", ["distributed.overlap=true", "distributed.gradient_dtype=bf16"]),
         ("hard", ["distributed.teacher=sharded", "distributed.gradient_dtype=bf16"]),
+        ("patch_mix", ["train.accumulate=2"]),
+        ("vae_affine", []),
     ],
 )
 def test_two_processes_are_equal_to_each_other_and_to_one(tiny_run, tmp_path, kind, options):
@@ -244,6 +246,12 @@ def test_two_processes_are_equal_to_each_other_and_to_one(tiny_run, tmp_path, ki
         tree |= {"augmentor": {"kind": "mixup"}, "schedule": {"kind": "student_only"}}
         tree |= {"objective": {"kind": "kd", "ce_share": 0.3}}
         del tree["augmentor_optim"]
+    if kind == "patch_mix":
+        tree |= {"augmentor": {"kind": "patch_mix"}, "schedule": {"kind": "joint"}}
+    if kind == "vae_affine":
+        sizes = {"width": 4, "latent": 4, "num_levels": 1, "num_blocks": 1}
+        maker = {"kind": "autoencoder", "options": sizes}
+        tree |= {"augmentor": {"kind": "compose", "parts": [maker, {"kind": "affine"}]}}
     config = write(tmp_path, tree)
     assert main(["--config", config, f"run_dir={tmp_path / 'one'}"]) == 0
     run_two("-m", "hard_fast.train", "--config", config, *options)
@@ -255,7 +263,8 @@ def test_two_processes_are_equal_to_each_other_and_to_one(tiny_run, tmp_path, ki
         torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=atol)
     rows = [read_rows(d / "metrics.jsonl") for d in (tmp_path / "one", Path(tiny_run["run_dir"]))]
     switches = [[(r["step"], r["to"]) for r in read if r["kind"] == "switch"] for read in rows]
-    assert switches[0] == switches[1] and bool(switches[0]) == (kind == "hard")
+    assert switches[0] == switches[1]
+    assert bool(switches[0]) == (kind in ("hard", "vae_affine"))
     losses = [[r[r["phase"]]["loss"] for r in read if r["kind"] == "train"] for read in rows]
     assert len(losses[0]) == 8 and losses[1] == pytest.approx(losses[0], rel=1e-4, abs=1e-5)
     assert [r["timing"]["averaging"] > 0 for r in rows[1] if r["kind"] == "train"] == [True] * 8
