@@ -21,20 +21,19 @@ from hard_fast.config import RunConfig
 from hard_fast.data import load_data
 from hard_fast.engine import Engine
 from hard_fast.evals.runner import evaluate
+from hard_fast.gallery import save_pictures
 from hard_fast.journal import Journal
 from hard_fast.metrics import Meter, Reading
 from hard_fast.models.zoo import save_weights
 from hard_fast.optim.schedule import Verdict
 from hard_fast.phases import PhaseController, Switch, ThresholdConfig, advice
-from hard_fast.report.figures import write_gallery
 from hard_fast.runtime import dist
 from hard_fast.runtime.clock import Clock
 from hard_fast.runtime.dist import World
 from hard_fast.runtime.rows import is_finite
 from hard_fast.runtime.seed import default_generator, reseed
-from hard_fast.types import Batch, Phase
+from hard_fast.types import Phase
 
-_NUM_GALLERY_IMAGES = 10
 # Steps between measuring a training row and writing it, so that the device is never waited for.
 _ROW_LAG = 4
 
@@ -210,8 +209,11 @@ class Trainer:
             metrics |= {f"average_{name}": score for name, score in found.items()}
         self.net.learn(self.controller.phase)
         self._write("eval", metrics)
-        if self.config.train.gallery and self.journal.is_main:
-            self._save_gallery()
+        part = next(iter(self.data.test.values()), self.data.val)
+        if self.config.train.gallery and self.journal.is_main and part is not None:
+            generator = reseed(self.noise_generator, self.config.seed, "gallery", self.step)
+            if path := save_pictures(self.run_dir, self.step, self.net, part, generator):
+                self.journal.picture("augmented", path, self.step)
         if "val_top1" not in metrics:
             return
         verdict = self.engine.learner.rate.observe(metrics["val_top1"])
@@ -226,24 +228,6 @@ class Trainer:
         val = {"val": self.data.val} if with_val and self.data.val and answer != "values" else {}
         parts = val | self.data.test
         return evaluate(network, parts, self.world, answer=answer, truth=self.teacher)
-
-    def _save_gallery(self) -> None:
-        part = next(iter(self.data.test.values()), self.data.val)
-        if part is None or not part.is_picture or part.num < self.net.augmentor.group:
-            return
-        batch = next(part.batches(_NUM_GALLERY_IMAGES), None)
-        if batch is None:  # No picture of it can be read, which is said where they are counted.
-            return
-        group = self.net.augmentor.group
-        batch = Batch(*(value[: len(batch.label) // group * group] for value in batch))
-        generator = reseed(self.noise_generator, self.config.seed, "gallery", self.step)
-        noise = self.net.augmentor.draw_noise(batch.image.shape, generator)
-        with torch.no_grad():
-            made = self.net.make_view(Phase.AUGMENTOR, batch, noise).image
-        path = self.run_dir / "gallery" / f"step_{self.step:08d}.png"
-        # Where several images became one, the first of each group stands for it.
-        write_gallery(path, batch.image[:: len(batch.image) // len(made)], made)
-        self.journal.picture("augmented", path, self.step)
 
     def _finish(self) -> dict[str, Any]:
         is_best = self.config.train.select == "best" or self.is_done

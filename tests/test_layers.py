@@ -30,6 +30,7 @@ LEVELS = {
     "hard_fast.journal": 4,
     "hard_fast.report": 4,
     "hard_fast.config": 5,
+    "hard_fast.gallery": 5,
     "hard_fast.smoke": 5,
     "hard_fast.build": 6,
     "hard_fast.engine": 6,

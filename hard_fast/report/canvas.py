@@ -32,6 +32,7 @@ COLOURS: dict[str, tuple[str, str]] = {
 Scale = Literal["auto", "linear", "share"]
 _WIDTH_PX = 420
 CHARACTER_PX = 6.9
+LABEL_GAP_PX = 15
 _MOST_POINTS = 300
 
 
@@ -105,6 +106,23 @@ def scale_y(axes: Any, values: Sequence[float], scale: Scale) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=8))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
+
+
+def write_labels(
+    axes: Any, texts: Sequence[str], labels: Sequence[tuple[str, float, str]], counted: str = "step"
+) -> None:
+    """Write the name of each line beside its last value, and what the horizontal axis counts.
+
+    Args:    labels: name, last value and colour of each line.
+    """
+    box = axes.bbox
+    points = axes.transData.transform([(0, value) for _, value, _ in labels] or [(0, 0)])
+    places = spread([y for _, y in points], LABEL_GAP_PX, box.y0, box.y1)
+    for text, (_, _, colour), y_px in zip(texts, labels, places, strict=False):
+        where = (1 + 9 / box.width, (y_px - box.y0) / box.height)
+        axes.text(*where, text, transform=axes.transAxes, color=hex_code(colour), va="center")
+    where = (1 + 26 / box.width, -6 / box.height)
+    axes.text(*where, counted, transform=axes.transAxes, color=hex_code("muted"), va="top")
 
 
 def to_svg(figure: Any, name: str) -> str:

@@ -7,7 +7,7 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hard_fast.report.canvas import (
     CHARACTER_PX,
+    LABEL_GAP_PX,
     Scale,
     build_axes,
     build_figure,
@@ -24,13 +25,12 @@ from hard_fast.report.canvas import (
     fit_left,
     hex_code,
     scale_y,
-    spread,
     style,
     to_svg,
+    write_labels,
 )
 from hard_fast.runtime.files import write_atomic
 
-_LABEL_GAP_PX = 15
 _MOST_MARKERS = 40
 _MOST_IMAGES = 10
 _TILE_PX = 112
@@ -113,7 +113,7 @@ def draw_curves(
     ]
     right_px = max(14 + CHARACTER_PX * max(map(len, texts), default=0), 58)
     with style(name):
-        figure, axes = build_axes(max(215, 50 + _LABEL_GAP_PX * len(labels)), 46, right_px)
+        figure, axes = build_axes(max(215, 50 + LABEL_GAP_PX * len(labels)), 46, right_px)
         axes.set_xlim(0, max(num_steps, 1))
         for one, steps, mean, low, high in lines:
             colour, is_alone = hex_code(one.colour), _has_no_neighbour(mean)
@@ -127,7 +127,7 @@ def draw_curves(
         drawn = [value for _, _, mean, _, _ in lines for value in mean]
         scale_y(axes, [*drawn, *(level.value for level in levels)], scale)
         fit_left(axes, right_px)
-        _write_labels(axes, texts, labels)
+        write_labels(axes, texts, labels)
         return to_svg(figure, name)
 
 
@@ -186,8 +186,12 @@ def draw_scores(name: str, scores: Sequence[Score]) -> str:
         return to_svg(figure, name)
 
 
-def _tile_row(images_BCHW: Tensor) -> np.ndarray:
-    """[H', W', 4] uint8: the images side by side, enlarged, with transparent gaps."""
+def to_tiles(images_BCHW: Tensor) -> np.ndarray:
+    """[B, H', W', 3] uint8: images enlarged by a whole factor to about 112 px, if they are smaller.
+
+    Args:    images_BCHW: C 1 or 3, float in [0,1] or uint8, on any device.
+    Raises:  ValueError if it is not a batch of such images.
+    """
     shape = tuple(images_BCHW.shape)
     if len(shape) != 4 or shape[1] not in (1, 3) or 0 in shape:
         raise ValueError(f"gallery: images of shape {shape}; needs [B,1,H,W] or [B,3,H,W]")
@@ -196,24 +200,15 @@ def _tile_row(images_BCHW: Tensor) -> np.ndarray:
         images = (images.float().nan_to_num().clamp(0, 1) * 255).round().byte()
     images = images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
     factor = max(1, round(_TILE_PX / max(shape[2:])))
-    images = images.repeat(factor, axis=1).repeat(factor, axis=2)
+    return images.repeat(factor, axis=1).repeat(factor, axis=2)
+
+
+def _tile_row(images_BCHW: Tensor) -> np.ndarray:
+    """[H', W', 4] uint8: the images side by side, enlarged, with transparent gaps."""
+    images = to_tiles(images_BCHW)
     images = np.pad(images, ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=255)
     images = np.pad(images, ((0, 0), (0, 0), (0, _TILE_GAP_PX), (0, 0)))
     return np.concatenate(list(images), axis=1)[:, :-_TILE_GAP_PX]
-
-
-def _write_labels(
-    axes: Any, texts: Sequence[str], labels: Sequence[tuple[str, float, str]]
-) -> None:
-    """Write the name of each line beside its last value, and what the horizontal axis counts."""
-    box = axes.bbox
-    points = axes.transData.transform([(0, value) for _, value, _ in labels] or [(0, 0)])
-    places = spread([y for _, y in points], _LABEL_GAP_PX, box.y0, box.y1)
-    for text, (_, _, colour), y_px in zip(texts, labels, places, strict=False):
-        where = (1 + 9 / box.width, (y_px - box.y0) / box.height)
-        axes.text(*where, text, transform=axes.transAxes, color=hex_code(colour), va="center")
-    where = (1 + 26 / box.width, -6 / box.height)
-    axes.text(*where, "step", transform=axes.transAxes, color=hex_code("muted"), va="top")
 
 
 def _has_no_neighbour(values: np.ndarray) -> np.ndarray:

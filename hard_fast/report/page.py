@@ -16,6 +16,7 @@ from hard_fast.report.panels import (
     phase_strip,
     score_panels,
 )
+from hard_fast.report.parts import learned_parts
 from hard_fast.report.record import (
     Record,
     at,
@@ -52,6 +53,7 @@ def write_run_report(run_dir: Path) -> Path:
     record = read_record(run_dir)
     summary = record.summary
     scores, more = score_panels(record), more_panels(record)
+    learned, num_damaged = learned_parts(record)
     learning = learning_panels(record) + scores[1:]
     # The charts stand in two columns: an odd number would leave a hole.
     if len(learning) % 2 and more:
@@ -74,6 +76,8 @@ def write_run_report(run_dir: Path) -> Path:
         "learning_panels": learning,
         "more_panels": more,
         "galleries": galleries(record, _NUM_GALLERIES),
+        "learned": learned,
+        "num_damaged": num_damaged,
         "config_text": record.config_text,
         "versions": at(summary, "versions") or {},
         "config_hash": at(summary, "config_hash") or "",

@@ -127,9 +127,12 @@ def phase_strip(record: Record) -> dict[str, Any]:
     }
 
 
-def galleries(record: Record, most: int) -> list[dict[str, str]]:
-    """Pictures of original and augmented images, evenly spaced over training, as data URIs."""
-    found = gallery_steps(record, most)
+def galleries(record: Record, most: int, kind: str = "gallery") -> list[dict[str, str]]:
+    """Pictures of one kind, evenly spaced over training, as data URIs with their steps.
+
+    Args:    kind: gallery, of original and augmented images; or another folder of the run.
+    """
+    found = gallery_steps(record, most, kind)
     return [{"caption": f"step {count(step)}", "uri": _data_uri(file)} for step, file in found]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -140,12 +141,20 @@ def error_thresholds(record: Record) -> dict[str, float]:
     return {name: known[name] for name in ("l_min", "l_max") if name in known}
 
 
-def gallery_steps(record: Record, most: int) -> list[tuple[int, Path]]:
-    """At most `most` galleries with their steps, evenly spaced, the first and last among them."""
-    files = sorted((record.folder / "gallery").glob("step_*.png"))
-    found = [(int(f.stem[5:]), f) for f in files if f.stem[5:].isdecimal()]
+def gallery_steps(record: Record, most: int, kind: str = "gallery") -> list[tuple[int, Path]]:
+    """At most `most` galleries with their steps, evenly spaced, the first and last among them.
+
+    Args:    kind: the folder of the run that holds them. Files that are no whole PNG are left out.
+    """
+    files = sorted((record.folder / kind).glob("step_*.png"))
+    found = [(int(f.stem[5:]), f) for f in files if f.stem[5:].isdecimal() and _is_png(f)]
+    return evenly(found, most)
+
+
+def evenly(found: Sequence[Any], most: int) -> list[Any]:
+    """At most `most` of what was found, evenly spaced, the first and last among them."""
     if len(found) <= most:
-        return found
+        return list(found)
     return [found[round(i * (len(found) - 1) / (most - 1))] for i in range(most)]
 
 
@@ -168,6 +177,17 @@ def warnings(record: Record) -> list[tuple[str, int, int]]:
         first.setdefault(text, row["step"])
         counts[text] = counts.setdefault(text, 0) + 1
     return [(text, step, counts[text]) for text, step in first.items()]
+
+
+def _is_png(path: Path) -> bool:
+    """Whether a file begins and ends as a PNG does."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+            file.seek(-12, os.SEEK_END)
+            return start == b"\x89PNG\r\n\x1a\n" and file.read()[4:8] == b"IEND"
+    except OSError:
+        return False
 
 
 def _identity(table: object) -> str:

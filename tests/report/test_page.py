@@ -5,8 +5,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 
+from hard_fast.config import RunConfig
 from hard_fast.report.page import write_run_report, write_study_report
+from hard_fast.report.record import read_record
+from hard_fast.runtime.configfile import Source, dump, parse
+from hard_fast.runtime.dist import World
+from hard_fast.trainer import Trainer
 
 Make = Callable[..., Path]
 _VOID = {"meta", "link", "img", "br", "input", "hr"}
@@ -195,3 +201,27 @@ def test_a_study_without_paper_or_runs_has_a_page(tmp_path: Path) -> None:
     assert "<b>0.5</b><small>n = 1</small>" in page
     assert ">Paper</th>" not in page
     assert "Diamond" not in page
+
+
+@pytest.mark.parametrize("kind", ["threshold", "joint"])
+def test_a_real_run_leaves_what_the_page_shows(tiny_run: dict, kind: str) -> None:
+    if kind == "joint":
+        tiny_run["schedule"] = {"kind": "joint"}
+    config = parse(RunConfig, Source(tiny_run, {}))
+    trainer = Trainer(config, World(0, 1, torch.device("cpu")))
+    run_dir = trainer.run_dir
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.toml").write_text(dump(config.model_dump(mode="json")))
+    trainer.run()
+    record = read_record(run_dir)
+    ends = [row["step"] for row in record.rows["switch"] if row["from"] == "augmentor"]
+    page = write_run_report(run_dir).read_text()
+    _check(page)
+    learned = page[page.index("<h2>What the augmentor learned") :]
+    captions = re.findall(r"<figcaption>(step [\d,]+)</figcaption></figure>", learned)
+    expected = [f"step {step}" for step in [0, *ends]]
+    # Joint runs have no switches: their newest checkpoint tells what was learned.
+    assert captions[: len(expected)] == expected
+    assert captions[-1] == "step 12" if kind == "joint" else len(ends) >= 1
+    x_shift = re.search(r">x shift ([^<]*)<", learned)[1].replace("\u2212", "-")
+    assert float(x_shift) == pytest.approx(trainer.net.augmentor.mean[2].item(), rel=1e-3)

@@ -3,6 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from hard_fast.report.figures import Segment
 from hard_fast.report.record import (
@@ -121,11 +122,26 @@ def test_galleries_are_evenly_spaced_with_both_ends(tmp_path: Path) -> None:
     record = _write(tmp_path, [])
     (tmp_path / "gallery").mkdir()
     for step in range(0, 1100, 100):
-        (tmp_path / "gallery" / f"step_{step:08d}.png").touch()
+        Image.new("L", (1, 1)).save(tmp_path / "gallery" / f"step_{step:08d}.png")
     (tmp_path / "gallery" / "step_best.png").touch()
     assert [step for step, _ in gallery_steps(record, 3)] == [0, 500, 1000]
     assert len(gallery_steps(record, 8)) == len(set(gallery_steps(record, 8))) == 8
     assert len(gallery_steps(record, 20)) == 11
+
+
+def test_pictures_that_are_not_whole_are_left_out(tmp_path: Path) -> None:
+    record = _write(tmp_path, [])
+    folder = tmp_path / "patches"
+    folder.mkdir()
+    for step in range(3):
+        Image.new("L", (9, 9)).save(folder / f"step_{step}.png")
+    whole = (folder / "step_1.png").read_bytes()
+    (folder / "step_1.png").write_bytes(whole[:-3])
+    (folder / "step_2.png").write_bytes(b"GIF89a.." + whole[8:])
+    (folder / "step_3.png").touch()
+    (folder / "step_4.png").mkdir()
+    assert gallery_steps(record, 8, "patches") == [(0, folder / "step_0.png")]
+    assert gallery_steps(record, 8) == []
 
 
 def test_equal_warnings_are_told_once(tmp_path: Path) -> None:
