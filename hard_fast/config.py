@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from hard_fast.augment import AugmentorConfig, learns, merges
+from hard_fast.augment import AugmentorConfig, learns, mixes
 from hard_fast.augment.fixed import IdentityConfig
 from hard_fast.bank import BankConfig
 from hard_fast.checkpoint import CheckpointConfig
@@ -122,6 +122,10 @@ def _check_teacher(config: RunConfig) -> None:
             f"student.name = {config.student.name!r}, objective.kind = {kind!r}: student "
             "'tiny_vae' and objective 'vae' belong together"
         )
+    if config.teacher and config.teacher.name == "tiny_vae":
+        raise ValueError("teacher.name = 'tiny_vae': it has no opinion on classes")
+    if kind == "vae" and (config.student.mean or config.student.std):
+        raise ValueError("student.mean, student.std: 'tiny_vae' makes the pixels it is given; omit")
 
 
 def _check_learning(config: RunConfig) -> None:
@@ -138,9 +142,9 @@ def _check_learning(config: RunConfig) -> None:
             "has nothing to learn; use 'affine', 'autoencoder', 'patch_mix' or 'noise', or "
             "schedule.kind = 'student_only'"
         )
-    if is_own_phase(config.schedule) and merges(config.augmentor):
+    if is_own_phase(config.schedule) and mixes(config.augmentor) and not config.is_regression:
         raise ValueError(
-            f"augmentor.kind = {maker!r} makes one image of several, so the augmentor's phase of "
+            f"augmentor.kind = {maker!r} makes an image of several, so the augmentor's phase of "
             f"schedule.kind = {schedule!r} has no original to compare with; use 'joint'"
         )
     if is_own_phase(config.schedule) and config.objective.kind != "hard":

@@ -72,11 +72,14 @@ def _small_network(network: dict[str, Any]) -> dict[str, Any]:
 def _small_augmentor(augmentor: dict[str, Any]) -> dict[str, Any]:
     if augmentor.get("kind") == "compose" and isinstance(augmentor.get("parts"), list):
         return {**augmentor, "parts": [_small_augmentor(part) for part in augmentor["parts"]]}
+    if augmentor.get("kind") == "patch_mix":
+        return {key: value for key, value in augmentor.items() if key != "patch_px"}
     if augmentor.get("kind") != "autoencoder":
         return augmentor
     net = str(augmentor.get("net", "tiny"))
     kept = {key: value for key, value in augmentor.items() if key != "checkpoint"}
-    return {**kept, "options": _SMOKE_AUTOENCODERS.get(net, {})}
+    options = {**_table(augmentor, "options"), **_SMOKE_AUTOENCODERS.get(net, {})}
+    return {**kept, "options": options}
 
 
 def _table(tree: dict[str, Any], key: str) -> dict[str, Any]:

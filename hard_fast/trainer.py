@@ -227,7 +227,8 @@ class Trainer:
         answer = self.config.answer
         val = {"val": self.data.val} if with_val and self.data.val and answer != "values" else {}
         parts = val | self.data.test
-        return evaluate(network, parts, self.world, answer=answer, truth=self.teacher)
+        truth = self.teacher if answer == "values" else None
+        return evaluate(network, parts, self.world, answer=answer, truth=truth)
 
     def _finish(self) -> dict[str, Any]:
         is_best = self.config.train.select == "best" or self.is_done

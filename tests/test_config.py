@@ -58,6 +58,18 @@ LINE = {"kind": "line"}
         ({"augmentor": {"kind": "affine", "stdd": 1}}, "did you mean 'std'"),
         ({"optim": {"lr": 0.1, "rate": {"kind": "cosin"}}}, "did you mean 'cosine'"),
         ({"schedule": {"kind": "threshold", "l_min": 0.5, "l_max": 0.4}}, "must be below"),
+        ({"augmentor": {"kind": "patch_mix"}}, "no original to compare with"),
+        (
+            {"augmentor": {"kind": "compose", "parts": [{"kind": "cutmix"}, {"kind": "affine"}]}},
+            "no original to compare with",
+        ),
+        ({"student": {"name": "tiny_vae"}}, "belong together"),
+        ({"teacher": {"name": "tiny_vae"}}, "no opinion on classes"),
+        (
+            {"student": {"name": "tiny_vae", "mean": [0.5]}, "objective": {"kind": "vae"}}
+            | {"teacher": None, "augmentor_optim": None, **FIXED},
+            "makes the pixels it is given",
+        ),
         ({"student": {"name": "mlp", "precision": "bf16"}}, "student's weights are fp32"),
         ({"teacher": {"name": "cnn", "precision": "fp16"}}, "use 'bf16'"),
         (

@@ -34,7 +34,7 @@ from hard_fast.augment.randomized import (
     TrivialConfig,
 )
 
-__all__ = ["Augmentor", "AugmentorConfig", "build_augmentor", "is_learned", "learns", "merges"]
+__all__ = ["Augmentor", "AugmentorConfig", "build_augmentor", "is_learned", "learns", "mixes"]
 
 AugmentorConfig = Annotated[
     IdentityConfig
@@ -58,9 +58,22 @@ AugmentorConfig = Annotated[
 # A chain holds configurations of every kind, its own among them.
 ComposeConfig.model_rebuild(_types_namespace={"AugmentorConfig": AugmentorConfig})
 
+_COLOURS = (TrivialConfig, RandConfig, AugmixConfig)
+_PICTURES = (*_COLOURS, ErasingConfig, AutoencoderConfig)
+
 
 def build_augmentor(config: AugmentorConfig, shape: torch.Size, is_picture: bool) -> Augmentor:
-    """The augmentor for images of shape [C,H,W]; `is_picture` where pixels lie in [0,1]."""
+    """The augmentor for images of shape [C,H,W]; `is_picture` where pixels lie in [0,1].
+
+    Raises:  ValueError, one line, if it cannot make such images.
+    """
+    if not is_picture and isinstance(config, _PICTURES):
+        raise ValueError(
+            f"augmentor.kind = {config.kind!r}: changes pictures, bytes or numbers from 0 to 1, "
+            "and these data are neither"
+        )
+    if isinstance(config, _COLOURS) and shape[0] not in (1, 3):
+        raise ValueError(f"augmentor.kind = {config.kind!r}: needs 1 or 3 channels, not {shape[0]}")
     match config:
         case IdentityConfig():
             return Identity()
@@ -112,12 +125,12 @@ def learns(config: AugmentorConfig) -> bool:
             return False
 
 
-def merges(config: AugmentorConfig) -> bool:
-    """Whether the augmentor that a configuration describes makes one image of several."""
+def mixes(config: AugmentorConfig) -> bool:
+    """Whether the images that a configuration's augmentor makes are each of several."""
     match config:
-        case PatchMixConfig():
+        case PatchMixConfig() | MixupConfig() | CutmixConfig() | MixupCutmixConfig():
             return True
         case ComposeConfig(parts=parts):
-            return any(merges(part) for part in parts)
+            return any(mixes(part) for part in parts)
         case _:
             return False

@@ -28,7 +28,7 @@ class AutoencoderConfig(Config):
     learned: bool = True
     """false: nothing of it learns, and it is a fixed augmentation by the network's own noise."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of its convolutions; auto: bf16 on a GPU, fp32 on a CPU. Images come out in fp32."""
+    """Of its convolutions; auto: bf16 on a GPU that has it. Images come out in fp32."""
     options: dict[str, Any] = Field(default={})
     """Keyword arguments of the network's constructor, what is trained among them."""
 
@@ -59,6 +59,12 @@ class Autoencoder(Augmentor):
 
     def __init__(self, config: AutoencoderConfig, shape: torch.Size) -> None:
         super().__init__()
+        channels = config.options["channels"] if "channels" in config.options else 3
+        takes_grey = shape[0] == 1 and config.net != "vdvae"
+        if shape[0] != channels and not takes_grey:
+            raise ValueError(
+                f"augmentor.options.channels = {channels}: the pictures have {shape[0]}"
+            )
         self.net: Generator = build_generator(config)
         self.precision = config.precision
         if not config.learned:
@@ -82,7 +88,8 @@ class Autoencoder(Augmentor):
     def forward(self, view: View, noise: Noise) -> View:
         """The images made anew, fp32; labels stay."""
         device = view.image.device.type
-        is_bf16 = self.precision == "bf16" or (self.precision == "auto" and device == "cuda")
+        is_auto = self.precision == "auto" and device == "cuda"
+        is_bf16 = self.precision == "bf16" or (is_auto and torch.cuda.is_bf16_supported())
         with torch.autocast(device, torch.bfloat16, enabled=is_bf16):
             image = self.net(to_float(view.image), noise)
         return View(image.float(), view.target_BK)

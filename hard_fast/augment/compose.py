@@ -43,7 +43,8 @@ class Compose(Augmentor):
         # A part's groups are of images that earlier parts made, each of them from several.
         before, self.group = 1, 1
         for number, part in enumerate(parts):
-            if isinstance(part, Randomized) and any(is_learned(p) for p in parts[:number]):
+            on_bytes = any(isinstance(module, Randomized) for module in part.modules())
+            if on_bytes and any(is_learned(p) for p in parts[:number]):
                 raise ValueError(
                     f"augmentor.parts: number {number} works on bytes, so no gradient reaches the "
                     "parts before it that learn; put it first"

@@ -35,9 +35,9 @@ def regression_sums(output_BK: Tensor, target_BK: Tensor) -> Tensor:
 
 
 def regression_scores(sums: Tensor) -> dict[str, float]:
-    """mse, from added-up sums."""
+    """mse, from added-up sums; NaN without a value."""
     num, squared = sums.tolist()
-    return {"mse": squared / num}
+    return {"mse": squared / num if num else math.nan}
 
 
 def bound_sums(parts_B2: Tensor) -> Tensor:
@@ -52,5 +52,6 @@ def bound_sums(parts_B2: Tensor) -> Tensor:
 def bound_scores(sums: Tensor) -> dict[str, float]:
     """distortion and rate in nats per value, and bound, their sum, from added-up sums."""
     num, distortion, rate = sums.tolist()
+    num = num or math.nan
     parts = {"distortion": distortion / num, "rate": rate / num}
     return {**parts, "bound": sum(parts.values())}

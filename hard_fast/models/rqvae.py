@@ -158,8 +158,9 @@ class Quantizer(nn.Module):
             found = []
             for _ in self.codebooks:
                 # |left - code|^2 without |left|^2, which is the same for all codes.
-                distances_BNK = lengths_K - 2.0 * (left_BND @ codes_KD.T)
-                found.append(distances_BNK.argmin(dim=-1))
+                left_RD = left_BND.flatten(0, 1)
+                distances_RK = torch.addmm(lengths_K, left_RD, codes_KD.T, alpha=-2.0)
+                found.append(distances_RK.argmin(dim=-1).view(left_BND.shape[:2]))
                 left_BND = left_BND - codes_KD[found[-1]]
         return torch.stack(found, dim=-1)
 

@@ -40,10 +40,13 @@ class TinyVae(TinyAutoencoder):
         self.pixel_std = pixel_std
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        """[B,2] distortion and rate in nats per value; latents are noisy while it trains."""
+        """[B,2] distortion and rate in nats per value; in training each call has its own noise."""
         shape = self.noise_shapes(len(image_BCHW), *image_BCHW.shape[2:])["latent"]
-        # Like dropout's masks, out of the device's generator, which each step seeds.
-        make = torch.randn if self.training else torch.zeros
-        noise = {"latent": make(shape, device=image_BCHW.device)}
+        # Like dropout's masks out of the device's generator, which each step seeds; in evaluation
+        # the same noise at each call, since a bound needs a draw and scores should not vary.
+        generator = None
+        if not self.training:
+            generator = torch.Generator(image_BCHW.device).manual_seed(0)
+        noise = {"latent": torch.randn(shape, device=image_BCHW.device, generator=generator)}
         log_likelihood_B, rate_B = self.elbo(image_BCHW, noise, self.pixel_std)
         return torch.stack([-log_likelihood_B, rate_B], 1) / image_BCHW[0].numel()

@@ -1,8 +1,7 @@
 """The very deep variational autoencoder of CIFAR-10, whose posteriors HARD-VAE trains.
 
-An encoder of residual blocks keeps its last activations at every resolution. The decoder goes from
-one pixel up to the picture; each of its blocks adds what a latent says that is drawn from a
-posterior, read from the picture, beside what its prior expects of it.
+An encoder keeps its last activations at every resolution. The decoder goes from one pixel up to the
+picture; each block adds a latent drawn from a posterior, read from the picture, beside its prior.
 Letters: B images, C channels, H rows, W columns, R side of a feature map in pixels, D width,
 Z latent channels, K components of a mixture, P parameters of a pixel's mixture.
 """
@@ -18,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from hard_fast.models.tiny_autoencoder import clamp_pixels
+
 # Annotations of the options are what a config's values are checked against.
 Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
@@ -26,15 +27,14 @@ Sigma = Literal["exp", "elu"]
 
 CIFAR10_ENCODER = "32x11,32d2,16x6,16d2,8x6,8d2,4x3,4d4,1x3"
 CIFAR10_DECODER = "1x1,4m1,4x2,8m4,8x5,16m8,16x10,32m16,32x21"
-# Both as published; the second keeps Gumbel and logistic noise finite.
-_MIN_LOG_SCALE = -7.0
+_MIN_LOG_SCALE = -7.0  # As published, like the next, which keeps Gumbel and logistic noise finite.
 _MIN_UNIFORM = 1e-5
 
 
 class Elbo(NamedTuple):
-    """The two parts of minus the evidence lower bound, [B] fp32 each, bits per dimension.
+    """Minus the evidence lower bound, [B] fp32 each, bits per dimension.
 
-    rate_B:       KL(posterior || prior) over all latents, estimated with the latents drawn.
+    rate_B:       KL(posterior || prior) of all latents, by the ones drawn.
     distortion_B: minus the log-likelihood of the 8-bit picture.
     """
 
@@ -340,7 +340,7 @@ class VDVAE(nn.Module):
             x = net.mean(params)
         else:
             x = net.sample(params, noise["mixture"], noise["pixel"])
-        return ((x + 1) / 2).clamp(0.0, 1.0).contiguous(memory_format=torch.channels_last)
+        return clamp_pixels((x + 1) / 2).contiguous(memory_format=torch.channels_last)
 
     def elbo(self, image_BCHW: Tensor, noise: dict[str, Tensor]) -> Elbo:
         """What it costs to transmit the pictures; the sum of both parts is a VAE's loss."""

@@ -39,6 +39,9 @@ class OptimConfig(Config):
     # only, since the papers' L2 falls on every parameter.
     decay_norm_and_bias: bool | None = None
     rate: RateConfig = ConstantRateConfig()
+    # Of lr, by the first part of parameters' names: {"parts.0" = 0.002} slows down a composition's
+    # first part.
+    lr_factors: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
 
     @model_validator(mode="after")
     def _uses_every_setting(self) -> "OptimConfig":
@@ -108,11 +111,22 @@ def _groups(config: OptimConfig, trainable: list[tuple[str, nn.Parameter]]) -> l
         decays_all = config.kind == "adam"
     decayed = [(name, p) for name, p in trainable if decays_all or p.ndim >= 2]
     rest = [(name, p) for name, p in trainable if not (decays_all or p.ndim >= 2)]
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+    groups = []
+    for prefix, factor in [*config.lr_factors.items(), ("", 1.0)]:
+        for members, weight_decay in ((decayed, config.weight_decay), (rest, 0.0)):
+            own = [(n, p) for n, p in members if _factor_key(config, n) == prefix]
+            if own:
+                groups.append({"params": own, "weight_decay": weight_decay, "lr_factor": factor})
+    found = {_factor_key(config, name) for name, _ in trainable}
+    if unused := sorted(config.lr_factors.keys() - found):
+        raise ValueError(f"lr_factors: no parameter that learns begins with {unused[0]!r}")
+    return groups
+
+
+def _factor_key(config: OptimConfig, name: str) -> str:
+    """The longest of the configured beginnings of a parameter's name, or none."""
+    fitting = [key for key in config.lr_factors if f"{name}.".startswith(f"{key}.")]
+    return max(fitting, key=len, default="")
 
 
 def _flat_rules(kind: str, device: torch.device) -> tuple[Rule] | tuple[Rule, Rule]:

@@ -188,6 +188,6 @@ def build_rate(config: RateConfig, *, num_steps: int, num_steps_per_epoch: int) 
 
 
 def set_rate(optimizer: Optimizer, lr: float) -> None:
-    """Give every parameter group this learning rate, from its next step on."""
+    """Give every parameter group this learning rate times its factor, from its next step on."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * (group["lr_factor"] if "lr_factor" in group else 1.0)

@@ -104,3 +104,30 @@ def test_a_configuration_names_its_parts_by_kind():
     assert [type(part) for part in built.parts] == [GaussianNoise, Affine]
     with pytest.raises(ValidationError, match="at least 1 item"):
         ComposeConfig(parts=[])
+
+
+def test_bytes_within_a_nested_chain_cut_the_gradient_too():
+    build = TypeAdapter(AugmentorConfig).validate_python
+    inner = {"kind": "compose", "parts": [{"kind": "trivial"}, {"kind": "noise"}]}
+    chain = build({"kind": "compose", "parts": [{"kind": "affine"}, inner]})
+    with pytest.raises(ValueError, match="number 1 works on bytes"):
+        build_augmentor(chain, SHAPE, is_picture=True)
+
+
+@pytest.mark.parametrize("kind", ["trivial", "rand", "augmix", "erasing", "autoencoder"])
+def test_what_is_made_for_pictures_refuses_other_numbers(kind):
+    config = TypeAdapter(AugmentorConfig).validate_python({"kind": kind})
+    with pytest.raises(ValueError, match=f"'{kind}': changes pictures"):
+        build_augmentor(config, SHAPE, is_picture=False)
+
+
+def test_channels_that_do_not_fit_are_one_line():
+    build = TypeAdapter(AugmentorConfig).validate_python
+    five, grey = torch.Size([5, 8, 8]), torch.Size([1, 32, 32])
+    with pytest.raises(ValueError, match="needs 1 or 3 channels, not 5"):
+        build_augmentor(build({"kind": "trivial"}), five, is_picture=True)
+    with pytest.raises(ValueError, match="channels = 3: the pictures have 1"):
+        build_augmentor(build({"kind": "autoencoder", "net": "vdvae"}), grey, is_picture=True)
+    narrow = {"kind": "autoencoder", "options": {"channels": 1}}
+    with pytest.raises(ValueError, match="channels = 1: the pictures have 3"):
+        build_augmentor(build(narrow), SHAPE, is_picture=True)

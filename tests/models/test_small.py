@@ -18,7 +18,7 @@ SIZES = {
     "vit_cifar": (10, 3, 32),
     "vit_cifar_small": (10, 3, 32),
     "cosine": (1, 1, 1),
-    "tiny_vae": (10, 1, 28),
+    "tiny_vae": (2, 1, 28),
 }
 
 

@@ -257,3 +257,17 @@ def test_clip_and_step_do_not_wait_for_the_device():
             optimizer.step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+def test_parts_have_rates_of_their_own():
+    net = nn.ModuleDict({"first": nn.Linear(2, 2), "second": nn.Linear(2, 2)})
+    config = OptimConfig(kind="adamw", lr=0.1, weight_decay=0.5, lr_factors={"first": 0.01})
+    optimizer = build_optimizer(config, net.named_parameters())
+    set_rate(optimizer, 0.2)
+    rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    assert len(optimizer.param_groups) == 4
+    assert rates[id(net["first"].weight)] == rates[id(net["first"].bias)] == 0.2 * 0.01
+    assert rates[id(net["second"].weight)] == rates[id(net["second"].bias)] == 0.2
+    with pytest.raises(ValueError, match="begins with 'third'"):
+        changed = config.model_copy(update={"lr_factors": {"third": 1.0}})
+        build_optimizer(changed, net.named_parameters())
