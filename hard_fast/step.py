@@ -83,17 +83,19 @@ class DistillStep(nn.Module):
             view = self.make_view(phase, batch, noise)
             if phase is Phase.JOINT:
                 # Value x, gradient -1: the student descends and the augmentor climbs in one pass.
-                view = View(2.0 * view.image.detach() - view.image, view.target_BK)
+                reversed_image = 2.0 * view.image.detach() - view.image
+                view = View(reversed_image, view.target_BK, view.original)
             teacher = self._see("teacher", view.image) if needs.teacher else None
+        original = batch.image if view.original is None else view.original
         if needs.keep < 1.0:
             view, teacher = self._keep(needs, view, teacher)
         student = tuple(self._see("student", view.image) for _ in range(needs.student_copies))
         clean_teacher = clean_student = None
         if needs.clean_teacher:
             with torch.no_grad():
-                clean_teacher = self._see("teacher", to_float(batch.image))
+                clean_teacher = self._see("teacher", to_float(original))
         if needs.clean_student:
-            clean_student = self._see("student", to_float(batch.image))
+            clean_student = self._see("student", to_float(original))
         seen = Seen(batch, view, noise, student, teacher, clean_student, clean_teacher)
         if phase is Phase.AUGMENTOR:
             return self.objective.augmentor_loss(seen)

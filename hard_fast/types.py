@@ -39,10 +39,12 @@ class View(NamedTuple):
 
     image:     [M,C,H,W] float in [0,1]; uint8 only before the first augmentor of a chain.
     target_BK: [M,K] soft labels that belong to the picture; None where the data have no labels.
+    original:  [M,C,H,W] the images before anything that learns changed them; None: the batch's own.
     """
 
     image: Tensor
     target_BK: Tensor | None
+    original: Tensor | None = None
 
 
 class Outputs(NamedTuple):

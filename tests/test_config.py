@@ -15,6 +15,11 @@ def test_a_whole_run_is_understood(tiny_run):
     assert config.bank.capacity == 64 and config.optim.kind == "adam"
 
 
+def test_what_is_mixed_before_anything_learns_is_the_original(tiny_run):
+    mixed_first = {"kind": "compose", "parts": [{"kind": "cutmix"}, {"kind": "affine"}]}
+    assert parse_tree(tiny_run | {"augmentor": mixed_first}).augmentor.kind == "compose"
+
+
 def test_fingerprint_sees_settings_and_not_the_place(tiny_run):
     base = parse_tree(tiny_run).fingerprint
     assert parse_tree(tiny_run | {"run_dir": "elsewhere"}).fingerprint == base
@@ -60,7 +65,7 @@ LINE = {"kind": "line"}
         ({"schedule": {"kind": "threshold", "l_min": 0.5, "l_max": 0.4}}, "must be below"),
         ({"augmentor": {"kind": "patch_mix"}}, "no original to compare with"),
         (
-            {"augmentor": {"kind": "compose", "parts": [{"kind": "cutmix"}, {"kind": "affine"}]}},
+            {"augmentor": {"kind": "compose", "parts": [{"kind": "affine"}, {"kind": "cutmix"}]}},
             "no original to compare with",
         ),
         ({"student": {"name": "tiny_vae"}}, "belong together"),

@@ -1,8 +1,9 @@
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 
-from hard_fast.augment import build_augmentor
+from hard_fast.augment import AugmentorConfig, build_augmentor
 from hard_fast.augment.affine import AffineConfig
 from hard_fast.augment.fixed import IdentityConfig
 from hard_fast.models.taps import Tapped
@@ -221,3 +222,19 @@ def test_networks_are_called_through_their_routes():
     step.student.train(True)
     assert torch.equal(step(Phase.STUDENT, batch(), noise_for(step)).loss, plain)
     assert len(calls) == 1 and "through" not in "".join(step.state_dict())
+
+
+def test_the_clean_view_is_what_reached_the_first_part_that_learns():
+    parts = [{"kind": "mixup"}, {"kind": "affine", "std": 0.0}]
+    config = TypeAdapter(AugmentorConfig).validate_python({"kind": "compose", "parts": parts})
+    step = make(config)
+    step.learn(Phase.AUGMENTOR)
+    noise = noise_for(step)
+    logs = step(Phase.AUGMENTOR, batch(), noise).logs
+    # An untouched affine part changes nothing, though mixup before it does.
+    assert logs["teacher_apart"].item() == pytest.approx(0.0, abs=1e-6)
+    view = step.make_view(Phase.AUGMENTOR, batch(), noise)
+    torch.testing.assert_close(view.original, view.image, rtol=0, atol=1e-5)
+    assert (view.original - batch().image / 255).abs().max() > 0.1
+    first = make(AffineConfig(std=0.0)).make_view(Phase.AUGMENTOR, batch(), noise_for(make()))
+    assert first.original is None

@@ -1,5 +1,6 @@
 """What makes the inputs: fixed and learned augmentors."""
 
+import itertools
 from typing import Annotated
 
 import torch
@@ -126,11 +127,14 @@ def learns(config: AugmentorConfig) -> bool:
 
 
 def mixes(config: AugmentorConfig) -> bool:
-    """Whether the images that a configuration's augmentor makes are each of several."""
+    """Whether each image that an augmentor makes is of several, so that it has no one original.
+
+    What a chain mixes before anything in it learns does not count: that is the original then.
+    """
     match config:
         case PatchMixConfig() | MixupConfig() | CutmixConfig() | MixupCutmixConfig():
             return True
         case ComposeConfig(parts=parts):
-            return any(mixes(part) for part in parts)
+            return any(mixes(part) for part in itertools.dropwhile(lambda p: not learns(p), parts))
         case _:
             return False

@@ -33,12 +33,15 @@ class Compose(Augmentor):
     """The first part's images go into the second, and so on. One bank entry holds all parts.
 
     Noise of part i carries its number: "0.theta". After a part that makes one image of a group the
-    following ones draw for so many fewer.
+    following ones draw for so many fewer. What the parts before the first that learns make is the
+    original that an augmentor's loss compares with.
     """
 
     def __init__(self, parts: Sequence[Augmentor]) -> None:
         super().__init__()
         self.parts = nn.ModuleList(parts)
+        # Noted now: the drawn copy's parameters are frozen.
+        self.first_learned = next((n for n, part in enumerate(parts) if is_learned(part)), None)
         self.merged = math.prod(num_merged(part) for part in parts)
         # A part's groups are of images that earlier parts made, each of them from several.
         before, self.group = 1, 1
@@ -62,7 +65,8 @@ class Compose(Augmentor):
         return noise
 
     def forward(self, view: View, noise: Noise) -> View:
-        """The images after the last part."""
+        """The images after the last part, and what reached the first that learns."""
+        original = None
         for number, part in enumerate(self.parts):
             prefix = f"{number}."
             own = {
@@ -70,8 +74,12 @@ class Compose(Augmentor):
                 for name, value in noise.items()
                 if name.startswith(prefix)
             }
+            if number and number == self.first_learned:
+                original = view.image
             view = part(view, own)
-        return view
+            if number == self.first_learned and view.original is not None:
+                original = view.original
+        return View(view.image, view.target_BK, original)
 
 
 def num_merged(augmentor: Augmentor) -> int:
