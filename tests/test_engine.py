@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -47,8 +48,8 @@ def test_accumulated_passes_make_the_same_update(tiny_run, phase):
         )
         trainer.net.learn(phase)
         batch, noise = one_batch(trainer)
-        run = lambda t=trainer, b=batch, n=noise: results.append(t.engine.step(phase, 0, b, n))  # noqa: E731
-        found.append(changes_of(trainer.net, run))
+        step = partial(trainer.engine.step, phase, 0, batch, noise)
+        found.append(changes_of(trainer.net, lambda step=step: results.append(step())))
     assert any(change.abs().sum() > 0 for change in found[0])
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-7)
     torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-6)
