@@ -26,7 +26,8 @@ def test_two_processes(check):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert sorted(done.stdout.split("\n")) == ["", "rank 0 is through", "rank 1 is through"]
+    # Both write to one pipe: a line and its end may be parted by the other's.
+    assert all(f"rank {rank} is through" in done.stdout for rank in (0, 1))
 
 
 def test_blocks_are_the_large_members_of_lists_of_layers(monkeypatch):
