@@ -146,13 +146,13 @@ def read_pictures(config: PicturesConfig) -> PictureSet:
         rest, held = split_held_out(
             train.names, train.samples.label, class_names, config.val_share, config.val_seed
         )
-    is_readable = _find_readable(train, class_names)
+    is_readable = find_readable(train, class_names)
     return PictureSet(
         len(class_names),
         class_names,
         train=train.samples.take(rest[is_readable[rest]]),
         val=None if held is None else train.samples.take(held[is_readable[held]]),
-        test=None if test is None else test.samples.take(_find_readable(test, class_names)),
+        test=None if test is None else test.samples.take(find_readable(test, class_names)),
     )
 
 
@@ -180,25 +180,31 @@ def list_parts(root: Path) -> tuple[tuple[str, ...], Listing, Listing | None]:
         shards = sorted(path.name for path in root.glob("*.tar"))
         hint = f" (for its shards give their names, such as {root}/{shards[0]})" if shards else ""
         raise ValueError(f"{root}: no train/ in it; put the pictures in train/<class>/{hint}")
-    classes, train = _list_part(root, "train")
+    classes, train = list_part(root, "train")
     if not (root / "val").is_dir():
         return classes, train, None
-    test_classes, test = _list_part(root, "val")
+    test_classes, test = list_part(root, "val")
     check_same_classes(classes, test_classes, root / "train", root / "val")
     return classes, train, test
 
 
-def _list_part(root: Path, part: str) -> tuple[tuple[str, ...], Listing]:
+def list_part(root: Path, part: str) -> tuple[tuple[str, ...], Listing]:
+    """The class names and the pictures of one folder of class folders."""
     found = list_folder(root / part)
     names = [f"{part}/{name}" for name in found.names]
+    return found.classes, list_files(root, names, found.num_bytes, found.label)
+
+
+def list_files(root: Path, names: list[str], num_bytes: np.ndarray, label: np.ndarray) -> Listing:
+    """One picture per file, named relative to the root."""
     samples = Samples(
         files=tuple(f"{root}/{name}" for name in names),
         file_of=np.arange(len(names), dtype=np.int32),
         offset=np.zeros(len(names), np.int64),
-        num_bytes=found.num_bytes,
-        label=found.label,
+        num_bytes=num_bytes,
+        label=label,
     )
-    return found.classes, Listing(samples, names, (root,))
+    return Listing(samples, names, (root,))
 
 
 def list_shards(patterns: str | list[str], key: str) -> Listing:
@@ -255,7 +261,7 @@ def _check_labels(listing: Listing, num_classes: int) -> None:
         )
 
 
-def _find_readable(listing: Listing, class_names: tuple[str, ...]) -> np.ndarray:
+def find_readable(listing: Listing, class_names: tuple[str, ...]) -> np.ndarray:
     """[N] bool: not empty and not listed as unreadable; one warning says how many others there are.
 
     Raises:  ValueError if none is left.
