@@ -23,7 +23,7 @@ lint: $(VENV)/installed
 # The stamp is made last, so that an installation cut short is tried again.
 $(VENV)/installed: pyproject.toml kernels/hard_kernels/affine_mix/cpu.cpp
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --editable ".[dev,cuda13]"
+	$(RUN) -m pip install --quiet --editable ".[dev,export,cuda13]"
 	touch $@
 
 clean:

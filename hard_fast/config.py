@@ -9,7 +9,9 @@ from hard_fast.augment.fixed import IdentityConfig
 from hard_fast.bank import BankConfig
 from hard_fast.checkpoint import CheckpointConfig
 from hard_fast.data import DataConfig
+from hard_fast.evals.published import paper_row
 from hard_fast.evals.runner import Answer
+from hard_fast.evals.surveyor import EvaluationConfig
 from hard_fast.models.zoo import NetworkConfig
 from hard_fast.objectives import ObjectiveConfig
 from hard_fast.optim.averaging import AverageConfig
@@ -73,6 +75,7 @@ class RunConfig(Config):
     optim: OptimConfig
     augmentor_optim: OptimConfig | None = None
     average: AverageConfig | None = None
+    evaluation: EvaluationConfig | None = None
     train: TrainConfig
     compile: CompileConfig = CompileConfig()
     distributed: DistributedConfig = DistributedConfig()
@@ -80,8 +83,9 @@ class RunConfig(Config):
 
     @property
     def fingerprint(self) -> str:
-        """A hash that equal runs share, wherever they are stored and however they are compiled."""
+        """A hash that equal runs share, wherever they are stored, compiled or evaluated."""
         aside = {"run_dir": True, "compile": True, "distributed": {"timeout_s"}}
+        aside |= {"evaluation": True}
         return fingerprint(self.model_dump(mode="json", exclude=aside | {"checkpoint": {"keep"}}))
 
     @property
@@ -106,6 +110,7 @@ class RunConfig(Config):
             _check_validation,
             _check_networks,
             _check_average,
+            _check_evaluation,
         ):
             check(self)
         return self
@@ -238,3 +243,12 @@ def _check_average(config: RunConfig) -> None:
             "average: the result is the average of the last weights, while train.select = 'best' "
             "and optim.rate.kind = 'plateau' go back to earlier ones; remove [average] or those"
         )
+
+
+def _check_evaluation(config: RunConfig) -> None:
+    if config.evaluation and config.answer != "classes":
+        raise ValueError(
+            "evaluation: suites are for networks whose outputs are classes; remove [evaluation]"
+        )
+    if config.evaluation and config.evaluation.paper is not None:
+        paper_row(config.evaluation.paper)

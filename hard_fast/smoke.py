@@ -55,7 +55,9 @@ def shrink(source: Source) -> Source:
             small[key] = _small_network(_table(tree, key))
     if "augmentor" in tree:
         small["augmentor"] = _small_augmentor(_table(tree, "augmentor"))
-    return Source(merge({k: v for k, v in tree.items() if k not in small}, small), source.origin)
+    # Suites are of other pictures and classes.
+    rest = {k: v for k, v in tree.items() if k not in small and k != "evaluation"}
+    return Source(merge(rest, small), source.origin)
 
 
 def _small_network(network: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from hard_fast.config import RunConfig
 from hard_fast.data import load_data
 from hard_fast.engine import Engine
 from hard_fast.evals.runner import evaluate
+from hard_fast.evals.surveyor import Surveyor
 from hard_fast.gallery import save_pictures
 from hard_fast.journal import Journal
 from hard_fast.metrics import Meter, Reading
@@ -80,6 +81,7 @@ class Trainer:
         per_epoch = self.loader.num_steps_per_epoch
         self.num_steps = config.train.steps or max(1, round(config.train.epochs * per_epoch))
         self.eval_every = max(1, round(config.train.eval_every_epochs * per_epoch))
+        self.surveyor = Surveyor(config.evaluation, config.data, self.data, per_epoch, world)
         saves = config.checkpoint
         self.save_every = saves.every_steps or max(1, round(saves.every_epochs * per_epoch))
 
@@ -133,6 +135,8 @@ class Trainer:
         board, is_main = self.config.train.tensorboard, self.world.is_main
         with Journal(self.run_dir, **place, use_tensorboard=board, is_main=is_main) as self.journal:
             self.journal.say(self.engine.describe())
+            for text in self.surveyor.warnings:
+                self._warn(text)
             while self.step < self.num_steps and not self.is_done:
                 if notice := self.engine.notice(self.controller.phase):
                     self.journal.say(notice)
@@ -203,9 +207,13 @@ class Trainer:
 
     def _evaluate(self) -> None:
         metrics = self._scores(self.student, with_val=True)
-        if self.engine.average is not None:
+        # At the end `_finish` goes through the suites, with the weights that are the result.
+        turn = (self.student, self.step, self.eval_every if self.step < self.num_steps else 0)
+        if self.engine.average is None:
+            metrics |= self.surveyor.row(*turn)
+        else:
             with self.engine.average.applied():
-                found = self._scores(self.student, with_val=True)
+                found = self._scores(self.student, with_val=True) | self.surveyor.row(*turn)
             metrics |= {f"average_{name}": score for name, score in found.items()}
         self.net.learn(self.controller.phase)
         self._write("eval", metrics)
@@ -239,9 +247,12 @@ class Trainer:
             if self.world.is_main:
                 save_weights(self.student.network, self.run_dir / "student.safetensors")
             metrics = self._scores(self.student)
+            teacher = self._scores(self.teacher) if self.teacher else None
+            name = self.config.teacher and self.config.teacher.name
+            found = self.surveyor.finish(self.student, self.teacher, name, self.run_dir)
         return {
-            "metrics": metrics,
-            "teacher": self._scores(self.teacher) if self.teacher else None,
+            "metrics": metrics | found[0],
+            "teacher": teacher and teacher | found[1],
             "steps": self.step,
             "bad_samples": self.loader.num_bad,
             "epochs": self.step / self.loader.num_steps_per_epoch,

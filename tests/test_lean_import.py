@@ -6,7 +6,7 @@ import sys
 
 CODE = """
 import json, sys
-import hard_fast.train, hard_fast.study, hard_kernels, torch
+import hard_fast.train, hard_fast.study, hard_fast.evaluate, hard_kernels, torch
 heavy = ["timm", "bitsandbytes", "triton", "nvidia.dali", "sklearn", "matplotlib", "tensorboard"]
 print(json.dumps({
     "loaded": [name for name in heavy if name in sys.modules],

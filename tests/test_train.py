@@ -47,7 +47,7 @@ def test_a_run_ends_with_summary_weights_report_and_resolved_config(tiny_run, tm
     assert main(["--config", config, "train.steps=3"]) == 0
     run_dir = Path(tiny_run["run_dir"])
     summary = json.loads((run_dir / "summary.json").read_text())
-    assert summary["steps"] == 3 and set(summary["metrics"]) == {"top1", "nll"}
+    assert summary["steps"] == 3 and set(summary["metrics"]) == {"top1", "nll", "ece"}
     timing = summary["timing"]
     assert timing["images_per_s"] > 0 and 0 <= timing["data_wait_share"] < 1
     assert timing["peak_memory_gib"] > 0 and summary["versions"]["torch"]

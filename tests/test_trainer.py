@@ -51,7 +51,7 @@ def test_a_run_goes_through_every_phase_and_leaves_its_traces(tiny_run):
     results = trainer.run()
     assert results["steps"] == 12 and set(results["phases"]) == {"student", "augmentor"}
     assert sum(results["phases"].values()) == 12
-    assert set(results["metrics"]) == {"top1", "nll"} == set(results["teacher"])
+    assert set(results["metrics"]) == {"top1", "nll", "ece"} == set(results["teacher"])
     switches = rows(trainer, "switch")
     assert len(switches) >= 2 and switches[0]["from"] == "student"
     assert [row["step"] for row in rows(trainer, "train")] == [2, 4, 6, 8, 10, 12]
@@ -428,7 +428,7 @@ def test_pictures_in_a_folder_are_trained_on_and_a_run_resumes_inside_an_epoch(t
     tiny_run["train"]["batch_size"] = 4
     whole = build(tiny_run)
     results = whole.run()
-    assert set(results["metrics"]) == {"top1", "nll"} and results["bad_samples"] == 0
+    assert set(results["metrics"]) == {"top1", "nll", "ece"} and results["bad_samples"] == 0
     assert len(list((whole.run_dir / "gallery").iterdir())) == 2
 
     # A run stopped at step 9 of 6-step epochs goes on with the batch that would have come.
@@ -440,3 +440,29 @@ def test_pictures_in_a_folder_are_trained_on_and_a_run_resumes_inside_an_epoch(t
     assert resumed.step == 9
     resumed.run()
     assert same(weights(resumed), weights(whole))
+
+
+def test_suites_are_gone_through_while_the_student_learns_and_at_the_end(tiny_run, tmp_path):
+    records = torch.randint(256, (8, 3073), generator=torch.Generator().manual_seed(0))
+    records[:, 0] %= 10
+    (tmp_path / "cifar10").mkdir()
+    folder = tmp_path / "cifar10" / "cifar-10-batches-bin"
+    folder.mkdir()
+    (folder / "test_batch.bin").write_bytes(records.byte().numpy().tobytes())
+    tiny_run["data"] |= {"size": 32, "channels": 3}
+    tiny_run["train"]["eval_every_epochs"] = 1.0
+    suites = {"suites": ["cifar10", "usps"], "data_root": str(tmp_path), "every_epochs": 2.0}
+    trainer = build(tiny_run | {"evaluation": suites})
+    results = trainer.run()
+    # Epochs are four steps long: the suites' turns are steps 8 and, at the end, 12.
+    assert [row["step"] for row in rows(trainer, "eval") if "cifar10_top1" in row] == [8]
+    assert any("usps" in row["text"] for row in rows(trainer, "warning"))
+    found = json.loads((trainer.run_dir / "evaluation.json").read_text())
+    assert found["suites"]["cifar10"]["top1"] == results["metrics"]["cifar10_top1"]
+    assert found["teacher"]["suites"]["cifar10"]["top1"] == results["teacher"]["cifar10_top1"]
+    # What is learned does not depend on it.
+    other = tiny_run | {"run_dir": str(tmp_path / "other")}
+    plain = build(other)
+    plain.run()
+    assert same(weights(plain), weights(trainer))
+    assert plain.config.fingerprint == trainer.config.fingerprint

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from hard_fast.report.canvas import COLOURS
+from hard_fast.report.evaluation import evaluation_of
 from hard_fast.report.figures import Score, draw_scores
 from hard_fast.report.panels import (
     NOT_METRICS,
@@ -48,7 +49,7 @@ class Fact(NamedTuple):
 def write_run_report(run_dir: Path) -> Path:
     """Write `report.html` into a run directory, of a finished run or of one that is going on.
 
-    Raises:  ValueError if the directory holds no metrics.jsonl.
+    Raises:  ValueError if the directory holds no metrics.jsonl, or an evaluation.json that is none.
     """
     record = read_record(run_dir)
     summary = record.summary
@@ -71,6 +72,7 @@ def write_run_report(run_dir: Path) -> Path:
         "last_eval_step": record.rows["eval"][-1]["step"] if record.rows["eval"] else None,
         "has_teacher": bool(at(summary, "teacher")),
         "score_panels": scores[:1],
+        "evaluation": evaluation_of(run_dir),
         "phases": phase_strip(record),
         "thresholds": error_thresholds(record),
         "learning_panels": learning,

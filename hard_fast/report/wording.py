@@ -2,7 +2,7 @@
 
 import math
 
-PERCENT_UNITS = ("top1", "top5")
+PERCENT_UNITS = ("top1", "top5", "real", "ece", "mce", "error", "agreement")
 _MINUS = "\u2212"
 _NO_BREAK = "\u00a0"
 

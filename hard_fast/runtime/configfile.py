@@ -76,11 +76,16 @@ def read(name: str, overrides: Sequence[str] = ()) -> Source:
             raise ConfigError(f"{base_path}: a base file cannot have a base itself (from {path})")
         origin = dict.fromkeys(dotted(base_tree), str(base_path)) | origin
         tree = merge(base_tree, tree)
-    typed: dict[str, Any] = {}
+    typed = read_overrides(overrides)
+    return Source(merge(tree, typed.tree), origin | typed.origin)
+
+
+def read_overrides(overrides: Sequence[str]) -> Source:
+    """The tree of a command line's `section.key=value` alone."""
+    tree: dict[str, Any] = {}
     for override in overrides:
-        _set(typed, override)
-    origin |= dict.fromkeys(dotted(typed), COMMAND_LINE)
-    return Source(merge(tree, typed), origin)
+        _set(tree, override)
+    return Source(tree, dict.fromkeys(dotted(tree), COMMAND_LINE))
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

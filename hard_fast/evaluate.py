@@ -1,0 +1,118 @@
+"""python -m hard_fast.evaluate --model NAME | --run DIR --suites a,b --data-root DIR --json FILE
+
+Scores a network, and its teacher, on test sets in and out of domain; under torchrun too. What
+differs from the network's or the run's own settings follows as section.key=value.
+"""
+
+import argparse
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from hard_fast.data.dali import TooManyBadFiles
+from hard_fast.evals.published import paper_row
+from hard_fast.evals.results import FILE_NAME, result_tree, write_result
+from hard_fast.evals.subject import Subject, open_model, open_run
+from hard_fast.evals.suites import split_names
+from hard_fast.evals.survey import Findings, open_suites, survey
+from hard_fast.report.evaluation import evaluation_table
+from hard_fast.report.page import write_run_report
+from hard_fast.runtime import dist
+from hard_fast.runtime.dist import World
+from hard_fast.runtime.environment import versions
+
+_PATIENCE_S = 3.0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Evaluate; the exit code is 0, 1 if no suite has data, or 2 after a line about a mistake."""
+    options = _parser().parse_intermixed_args(arguments)
+    level = logging.WARNING if dist.is_main_process() else logging.ERROR
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=level)
+    try:
+        subject = _subject(options)
+        if options.paper is not None:
+            paper_row(options.paper)
+        world = dist.join(options.device)
+        tree = evaluate(subject, options, world)
+        if world.is_main:
+            _tell(tree, options)
+    except (ValueError, OSError, TooManyBadFiles) as error:
+        if not dist.is_main_process():
+            # A mistake that rank 0 met too ends this process before it repeats it.
+            time.sleep(_PATIENCE_S)
+        print(f"error{dist.who()}: {error}", file=sys.stderr)
+        return 2
+    finally:
+        dist.leave()
+    return 0 if tree["suites"] else 1
+
+
+def evaluate(subject: Subject, options: argparse.Namespace, world: World) -> dict[str, Any]:
+    """What evaluation.json is to hold."""
+    names = split_names(options.suites)
+    if not names:
+        raise ValueError(f"--suites {options.suites!r}: names no suite")
+    selected = {"label_map": options.label_map, "limit": options.limit}
+    opened = open_suites(names, options.data_root, subject.pictures, world.device, **selected)
+    found = Findings({}, None, {}, None)
+    if opened.suites:
+        found = survey(*subject.build_for(opened, world), opened, world)
+    return result_tree(
+        found,
+        opened,
+        model=subject.name,
+        teacher=subject.teacher_name,
+        paper=options.paper,
+        limit=options.limit,
+        versions=versions(world.device),
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hard_fast.evaluate", description=__doc__)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", metavar="NAME", help="what student.name may be in a config")
+    what.add_argument("--run", type=Path, metavar="DIR", help="directory of a run")
+    parser.add_argument("--checkpoint", metavar="FILE", help="weights; a run's own without it")
+    parser.add_argument("--suites", required=True, metavar="A,B")
+    parser.add_argument("--data-root", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--label-map", type=Path, metavar="FILE", help="{folder: [outputs]}")
+    parser.add_argument("--teacher", metavar="NAME_OR_DIR", help="instead of the run's own")
+    parser.add_argument("--paper", metavar="ROW", help='such as "R18 HARD-Affine"')
+    parser.add_argument("--limit", type=_count, metavar="N", help="samples of each part")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    return parser
+
+
+def _subject(options: argparse.Namespace) -> Subject:
+    given = (options.checkpoint, options.overrides, options.teacher, options.data_root)
+    if options.run is None:
+        return open_model(options.model, *given)
+    return open_run(options.run, *given)
+
+
+def _tell(tree: dict[str, Any], options: argparse.Namespace) -> None:
+    """The table, and the files that hold it."""
+    Console().print(evaluation_table(tree))
+    for path in filter(None, (options.json, options.run and options.run / FILE_NAME)):
+        write_result(tree, path)
+    if options.run is not None and (options.run / "metrics.jsonl").is_file():
+        print(write_run_report(options.run), file=sys.stderr)
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be 1 or more")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
