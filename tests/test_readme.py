@@ -17,13 +17,16 @@ def test_scripts_have_no_syntax_error():
         assert done.returncode == 0, f"{done.stderr}\n{script}"
 
 
-def test_configurations_are_toml_and_their_augmentors_are_understood():
+def test_configurations_are_toml_and_their_parts_are_understood():
     from pydantic import TypeAdapter
 
     from hard_fast.augment import AugmentorConfig
+    from hard_fast.evals.surveyor import EvaluationConfig
 
     trees = [tomllib.loads(block) for block in BLOCKS if block.startswith("[")]
     assert len(trees) >= 2
     for tree in trees:
         if "augmentor" in tree:
             TypeAdapter(AugmentorConfig).validate_python(tree["augmentor"])
+        if "evaluation" in tree:
+            EvaluationConfig(**tree["evaluation"])
