@@ -1,0 +1,258 @@
+"""One export, from a student on disk to files that were measured."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from hard_fast.config import RunConfig
+from hard_fast.data import DataConfig, DataSet, PicturesConfig, load_data
+from hard_fast.data.sources import read_pictures
+from hard_fast.evals.limit import limited
+from hard_fast.evals.subject import Subject
+from hard_fast.evals.suites import Loaded
+from hard_fast.evals.suites.corrupted import CorruptedPart, number
+from hard_fast.evals.suites.names import parse_name
+from hard_fast.evals.survey import Findings, Opened, check_suites, open_suites, survey
+from hard_fast.export.compression_report import network_row
+from hard_fast.export.files import (
+    Shelf,
+    Sizes,
+    draw_images,
+    preprocessing_tree,
+    try_capture,
+    write_json,
+)
+from hard_fast.export.formats import OPSET
+from hard_fast.export.measures import time_calls
+from hard_fast.export.parity import NUM_IMAGES
+from hard_fast.export.quantize import (
+    Int8Config,
+    Method,
+    build_lessons,
+    calibrate,
+    fine_tune,
+    training_images,
+)
+from hard_fast.models.taps import Tapped
+from hard_fast.models.zoo import NetworkConfig
+from hard_fast.runtime.dist import World
+from hard_fast.runtime.environment import versions
+from hard_fast.runtime.rows import as_json
+
+OWN = "own"
+"""The suites that are the test sets of the run's, or the given, data."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be exported, to where, and how it is to be judged.
+
+    run:   the configuration of the run that made the student; None: no run did.
+    int8:  the ways to 8 bits, each of which gives files of its own.
+    limit: samples of each test set; None: all.
+    """
+
+    subject: Subject
+    run: RunConfig | None
+    settings: Int8Config
+    formats: Sequence[str]
+    int8: Sequence[Method]
+    suites: Sequence[str]
+    data_root: Path
+    out: Path
+    opset: int = OPSET
+    limit: int | None = None
+    label_map: Path | None = None
+
+
+def export(order: Order, world: World) -> dict[str, Any]:
+    """Write the files, and return what export.json is to hold.
+
+    Raises:  ValueError, one line, if there is no student to export or a suite is wrong; a format
+             that fails is an entry of `failures` instead.
+    """
+    subject, config = order.subject, order.subject.student
+    data_config = order.settings.data or (order.run and order.run.data)
+    wants_data = order.int8 or any(_is_own(name) for name in order.suites)
+    data = load_data(data_config, world.device) if data_config and wants_data else None
+    if wants_data and data is None:
+        raise ValueError("int8.data: needed for int8 and own; give int8.data.kind=... of the data")
+    opened = _open(order, data, world)
+    sizes = _sizes(subject, data, opened)
+    check_suites(opened, sizes.image_shape, sizes.num_classes)
+    if data is not None and tuple(data.train.image_shape) != sizes.image_shape:
+        theirs, ours = ("x".join(map(str, s)) for s in (data.train.image_shape, sizes.image_shape))
+        raise ValueError(f"int8.data: images are {theirs}, and the network reads {ours}")
+    student = sizes.build(config, frozen=True)
+    teacher = Tapped(sizes.build(subject.teacher, frozen=True)) if subject.teacher else None
+    seen = None
+    if data is not None:
+        seen = torch.cat(list(training_images(data.train, NUM_IMAGES, order.settings.seed)))
+    is_resized = subject.data.eval_crop is not None
+    tree = preprocessing_tree(
+        config, student, sizes, subject.pictures if is_resized else None, _class_names(data_config)
+    )
+    text = write_json(order.out / "preprocessing.json", tree).read_text()
+    threads = torch.get_num_threads()
+    images = draw_images(sizes, seen, NUM_IMAGES)
+    shelf = Shelf(order.out, sizes, images, text, threads, order.opset)
+    learned = _write(order, shelf, student, teacher, data)
+    return {
+        "model": subject.name,
+        "teacher": subject.teacher_name,
+        "rows": _rows(order, shelf, student, teacher, opened, world),
+        "gaps": opened.gaps,
+        "failures": shelf.failures,
+        "limit": order.limit,
+        "int8": learned,
+        "threads": threads,
+        "versions": versions(world.device),
+    }
+
+
+def _write(
+    order: Order, shelf: Shelf, student: nn.Module, teacher: nn.Module | None, data: DataSet | None
+) -> dict[str, Any]:
+    """Every file; returns how the ones in 8 bits came about."""
+    if "safetensors" in order.formats:
+        shelf.write_weights(order.subject.student)
+    graphs = [name for name in order.formats if name != "safetensors"]
+    if not graphs:
+        return {}
+    program = try_capture(shelf, student, " and ".join(graphs))
+    if program is None:
+        return {}
+    shelf.write_graphs(program, graphs, student)
+    learned: dict[str, Any] = {}
+    for method in order.int8:
+        try:
+            made, notes = _quantise(order, method, program, student, teacher, data)
+        except ValueError as error:
+            shelf.failures[f"int8 {method}"] = str(error)
+            continue
+        learned[method] = notes
+        shelf.write_graphs(made, graphs, student, int8=method)
+    return learned
+
+
+def _quantise(
+    order: Order,
+    method: Method,
+    program: ExportedProgram,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    data: DataSet,
+) -> tuple[ExportedProgram, dict[str, Any]]:
+    """The network in 8 bits, and what it learned from."""
+    settings, shape = order.settings, tuple(data.train.image_shape)
+    if method == "ptq":
+        made = calibrate(program, data.train, shape, settings)
+        return made, {"num_images": min(settings.num_images, data.train.num)}
+    # A student that nobody taught follows what it was in fp32.
+    follows = teacher if teacher is not None else Tapped(student)
+    lessons = build_lessons(data.train, data.num_classes, follows, settings, order.run)
+    made, losses = fine_tune(program, lessons, shape, settings)
+    share = max(1, len(losses) // 10)
+    notes = {"steps": settings.steps, "batch_size": settings.batch_size, "lr": settings.lr}
+    notes |= {"teacher": order.subject.teacher_name or "the student itself, in fp32"}
+    notes |= {"augmentor": type(lessons.augmentor).__name__}
+    notes |= {"augmentors": 0 if lessons.bank is None else len(lessons.bank)}
+    ends = {"loss_first": losses[:share], "loss_last": losses[-share:]}
+    return made, notes | {name: sum(part) / share for name, part in ends.items()}
+
+
+def _rows(
+    order: Order,
+    shelf: Shelf,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    opened: Opened,
+    world: World,
+) -> list[dict[str, Any]]:
+    """Teacher, student and files: what each costs and scores."""
+    ours = Tapped(student)
+    networks = {} if teacher is None else {"teacher": teacher}
+    networks |= {"student": ours}
+    networks |= {name: shipped.network for name, shipped in shelf.shipped.items()}
+    times = time_calls(networks, shelf.sizes.image_shape)
+    rows, theirs = [], None
+    for name, network in reversed(networks.items()):
+        if name == "teacher":
+            scores = theirs
+        else:
+            found: Findings = survey(network, teacher, opened, world)
+            scores, theirs = found.student, found.teacher
+        # A file computes what the student computes.
+        counted = shelf.sizes.build(_counted(order.subject, name), frozen=False).net
+        shipped = shelf.shipped[name] if name in shelf.shipped else None
+        rows.append(network_row(name, counted, shelf.sizes, shipped, times[name], scores))
+    return as_json(rows[::-1])
+
+
+def _counted(subject: Subject, name: str) -> NetworkConfig:
+    return subject.teacher if name == "teacher" else subject.student
+
+
+def _open(order: Order, data: DataSet | None, world: World) -> Opened:
+    """The suites; those named `own` are the test sets of the data, or corruptions of the first."""
+    others = [name for name in order.suites if not _is_own(name)]
+    selected = {"label_map": order.label_map, "limit": order.limit}
+    opened = open_suites(others, order.data_root, order.subject.pictures, world.device, **selected)
+    suites = dict(opened.suites)
+    for name in filter(_is_own, order.suites):
+        for key, loaded in _open_own(name, data, world).items():
+            suites[key] = loaded if order.limit is None else limited(loaded, order.limit)
+    return opened._replace(suites=suites)
+
+
+def _open_own(name: str, data: DataSet, world: World) -> dict[str, Loaded]:
+    tests = data.test or ({"val": data.val} if data.val is not None else {})
+    asked = parse_name(name)
+    if not asked.corruptions:
+        return {
+            OWN if part == "test" else f"{OWN}_{part}": Loaded({"test": test}, data.num_classes)
+            for part, test in tests.items()
+        }
+    numbered = number(next(iter(tests.values())), world.device)
+    parts = {
+        f"{corruption}/{severity}": CorruptedPart(numbered, corruption, severity)
+        for corruption in asked.corruptions
+        for severity in asked.severities
+    }
+    return {name: Loaded(parts, data.num_classes)}
+
+
+def _is_own(name: str) -> bool:
+    return name == OWN or name.startswith(f"{OWN}+")
+
+
+def _sizes(subject: Subject, data: DataSet | None, opened: Opened) -> Sizes:
+    """What the network reads and answers: as it says itself, else as its data have it."""
+    first = next(iter(opened.suites.values()), None)
+    shape, num_classes = None, None
+    if data is not None:
+        shape, num_classes = data.train.image_shape, data.num_classes
+    elif first is not None:
+        shape = next(iter(first.parts.values())).image_shape
+        num_classes = first.num_classes if first.columns is None else None
+    known = {
+        "channels": subject.data.channels or (shape and shape[0]),
+        "size": subject.data.size or (shape and shape[-1]),
+        "num_classes": subject.data.num_classes or num_classes,
+    }
+    for key, value in known.items():
+        if value is None:
+            raise ValueError(f"data.{key}: {subject.name!r} does not say it; give data.{key}=N")
+    return Sizes(**known)
+
+
+def _class_names(config: DataConfig | None) -> Sequence[str] | None:
+    """The folders of classes in the order of the outputs, where the data are folders."""
+    if not isinstance(config, PicturesConfig):
+        return None
+    return read_pictures(config).class_names

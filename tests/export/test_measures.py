@@ -1,0 +1,35 @@
+import torch
+from torch import nn
+
+from hard_fast.export import measures
+from hard_fast.export.measures import count_bytes, count_flops, count_parameters, time_calls
+
+
+def test_parameters_flops_and_bytes_by_hand():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 6 * 6, 3, bias=False))
+    assert count_parameters(net) == 2 * 9 + 2 + 72 * 3
+    assert count_bytes(net) == 4 * count_parameters(net)
+    # Two per multiplication and addition: 36 places x 2 channels x 9 taps, then 72 x 3.
+    assert count_flops(net, (1, 8, 8)) == 2 * (36 * 2 * 9) + 2 * 72 * 3
+
+
+def test_a_shared_parameter_counts_once():
+    layer = nn.Linear(3, 3)
+    assert count_parameters(nn.Sequential(layer, layer)) == 12
+
+
+def test_calls_are_timed_for_every_network_and_size(monkeypatch):
+    monkeypatch.setattr(measures, "_SECONDS", 0.0)
+    sizes = []
+
+    class Noting(nn.Module):
+        def forward(self, x):
+            sizes.append(len(x))
+            return x
+
+    found = time_calls({"a": Noting(), "b": nn.Linear(2, 2)}, (1, 2, 2), (1, 4))
+    assert found.keys() == {"a", "b"} and found["a"].keys() == {"1", "4"}
+    assert sizes == [1] * 23 + [4] * 23
+    for times in found["b"].values():
+        assert times["n"] == 20 and 0 < times["p50_ms"] <= times["p95_ms"]
+    assert not torch.is_inference_mode_enabled()
