@@ -15,7 +15,7 @@ from rich.console import Console
 
 from hard_fast.data.dali import TooManyBadFiles
 from hard_fast.evals.published import paper_row
-from hard_fast.evals.results import FILE_NAME, result_tree, write_result
+from hard_fast.evals.results import FILE_NAME, check_place, result_tree, write_result
 from hard_fast.evals.subject import Subject, open_model, open_run
 from hard_fast.evals.suites import split_names
 from hard_fast.evals.survey import Findings, open_suites, survey
@@ -37,6 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
         subject = _subject(options)
         if options.paper is not None:
             paper_row(options.paper)
+        if options.json is not None:
+            check_place(options.json)
         world = dist.join(options.device)
         tree = evaluate(subject, options, world)
         if world.is_main:
@@ -78,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", metavar="NAME", help="what student.name may be in a config")
     what.add_argument("--run", type=Path, metavar="DIR", help="directory of a run")
-    parser.add_argument("--checkpoint", metavar="FILE", help="weights; a run's own without it")
+    parser.add_argument("--checkpoint", metavar="FILE", help="a run keeps scores of its own only")
     parser.add_argument("--suites", required=True, metavar="A,B")
     parser.add_argument("--data-root", required=True, type=Path, metavar="DIR")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -93,18 +95,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def _subject(options: argparse.Namespace) -> Subject:
     given = (options.checkpoint, options.overrides, options.teacher, options.data_root)
-    if options.run is None:
-        return open_model(options.model, *given)
-    return open_run(options.run, *given)
+    return open_run(options.run, *given) if options.run else open_model(options.model, *given)
 
 
 def _tell(tree: dict[str, Any], options: argparse.Namespace) -> None:
-    """The table, and the files that hold it."""
+    """The table, and the files that hold it; a run keeps only what its own student is worth."""
     Console().print(evaluation_table(tree))
-    for path in filter(None, (options.json, options.run and options.run / FILE_NAME)):
+    run = None if options.checkpoint else options.run
+    for path in filter(None, (options.json, run and run / FILE_NAME)):
         write_result(tree, path)
-    if options.run is not None and (options.run / "metrics.jsonl").is_file():
-        print(write_run_report(options.run), file=sys.stderr)
+    if run is not None and (run / "metrics.jsonl").is_file():
+        print(write_run_report(run), file=sys.stderr)
 
 
 def _count(text: str) -> int:

@@ -71,13 +71,17 @@ def test_nothing_but_gaps_is_exit_code_one(data_root: Path, capsys):
         ("cifar10", {"more": ["--paper", "R18 KDD"]}, "no such row of the paper; choose from"),
         ("cifar10", {"more": ["data.num_classes=7"]}, "cifar10: has 10 classes, and the network 7"),
         (" , ", {}, "names no suite"),
+        ("cifar10", {"more": ["--label-map", "map.json"]}, "only folder:PATH and pacs:DOMAIN"),
+        ("cifar10", {"more": ["--json", "/"]}, "/: a folder; name a file"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_two(data_root: Path, capsys, suites, options, said):
     more = options.pop("more", [])
     assert evaluate(data_root, suites, *more, **options) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and said in error and error.count("\n") == 1
+    told = capsys.readouterr()
+    assert told.err.startswith("error: ") and said in told.err and told.err.count("\n") == 1
+    # Before anything was evaluated.
+    assert told.out == ""
 
 
 def test_a_damaged_file_of_data_is_one_line(data_root: Path, capsys):
@@ -101,6 +105,13 @@ def test_a_run_keeps_what_was_found_and_shows_it_in_its_report(data_root: Path):
     assert set(found["suites"]["cifar10"]) == {"top1", "nll", "top5", "ece"}
     assert found["model"] == str(run_dir) and found["teacher"] is None
     assert "<h2>Evaluation</h2>" in (run_dir / "report.html").read_text()
+    # Other weights are not what the run is worth.
+    weights = (run_dir / "student.safetensors").rename(data_root / "others.safetensors")
+    file = data_root / "found.json"
+    place += ["--checkpoint", str(weights), "--json", str(file), "--limit", "3"]
+    assert main(["--run", str(run_dir), *place]) == 0
+    assert json.loads(file.read_text())["model"] == f"{run_dir}: {weights}"
+    assert json.loads((run_dir / "evaluation.json").read_text()) == found
 
 
 @pytest.mark.slow

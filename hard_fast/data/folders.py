@@ -37,7 +37,7 @@ def list_folder(folder: Path) -> FolderListing:
              folder cannot be listed.
     """
     try:
-        classes = _list_classes(folder)
+        classes = list_class_names(folder)
         with ThreadPoolExecutor(_NUM_THREADS) as pool:
             found = list(pool.map(_list_class, [folder] * len(classes), classes))
     except OSError as error:
@@ -76,7 +76,7 @@ def shorten(names: list[str]) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-def _list_classes(folder: Path) -> tuple[str, ...]:
+def list_class_names(folder: Path) -> tuple[str, ...]:
     """The sorted names of the class folders.
 
     Raises:  ValueError if there is none.

@@ -93,10 +93,9 @@ _CIFAR_METHODS = {
 
 def _rows() -> dict[str, dict[str, dict[str, float]]]:
     cifar = {
-        f"CIFAR {pair} {method}": (value,)
+        f"CIFAR {pair} {method}": (values[i],)
         for i, pair in enumerate(_CIFAR_PAIRS)
         for method, values in _CIFAR_METHODS.items()
-        for value in values[i : i + 1]
     }
     tables = ((_IMAGENET, _IMAGENET_ROWS), (_MNIST, _MNIST_ROWS), (_CIFAR, cifar))
     return {

@@ -48,6 +48,16 @@ def result_tree(
     return tree | {"versions": versions}
 
 
+def check_place(path: Path) -> None:
+    """Make the folder of a file that is to be written, before there is much to lose.
+
+    Raises:  OSError if that cannot be; ValueError if the path itself is a folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise ValueError(f"{path}: a folder; name a file")
+
+
 def write_result(tree: dict[str, Any], path: Path) -> Path:
     """Write the tree, with null for what is not a finite number."""
     return write_atomic(path, json.dumps(as_json(tree), indent=2) + "\n")

@@ -11,6 +11,7 @@ from torch import nn
 
 from hard_fast.config import RunConfig
 from hard_fast.data import DataConfig, PicturesConfig, load_data
+from hard_fast.data.folders import list_class_names
 from hard_fast.data.readers import Cifar10Config, MnistConfig
 from hard_fast.evals.suites import PictureFormat
 from hard_fast.evals.survey import Opened, check_suites, picture_format
@@ -133,23 +134,18 @@ def open_model(
 
     Args:    checkpoint: file of its weights; None: as `model.checkpoint` or `.pretrained` say.
              overrides: `model.`, `teacher.` and `data.key=value`.
-             teacher: a network's name or the directory of a run; None: no teacher.
+             teacher: a network's name or the directory of a run; None, `none`: no teacher.
              data_root: its weights/ may hold those of `cifar_resnet` nets as they are published.
     Raises:  ConfigError, one line, for a key or a value that is wrong; ValueError for a network
              without weights.
     """
-    tree: dict[str, Any] = {"model": {"name": name}}
-    if checkpoint is not None:
-        tree["model"]["checkpoint"] = checkpoint
-    if teacher is not None and not _is_run(teacher):
-        tree["teacher"] = {"name": teacher}
-    tree = merge(tree, read_overrides(overrides).tree)
-    origin = dict.fromkeys(dotted(tree), COMMAND_LINE)
-    config = parse(ModelConfig, Source(tree, origin))
+    own, told = _split(overrides, teacher)
+    given = {"name": name} if checkpoint is None else {"name": name, "checkpoint": checkpoint}
+    config = _read_model({"model": given}, own)
     data = config.data.model_copy(update=_left_open(config.data, _own_input(config.model.name)))
     student = _with_weights(config.model, "model", data_root)
-    if _is_run(teacher):
-        return Subject(student.name, student, data, *_teacher(str(teacher), data_root))
+    if teacher is not None:
+        return Subject(student.name, student, data, *_teacher(teacher, told, data_root))
     if config.teacher is None:
         return Subject(student.name, student, data)
     teaches = _with_weights(config.teacher, "teacher", data_root)
@@ -175,7 +171,8 @@ def open_run(
     file = run_dir / "config.toml"
     if not file.is_file():
         raise ValueError(f"--run {run_dir}: no config.toml in it; give the directory of a run")
-    config = parse(RunConfig, shrink(read(str(file), overrides)))
+    own, told = _split(overrides, teacher)
+    config = parse(RunConfig, shrink(read(str(file), own)))
     if config.answer != "classes":
         raise ValueError(f"--run {run_dir}: its student is no classifier")
     weights = Path(checkpoint) if checkpoint else run_dir / "student.safetensors"
@@ -185,23 +182,42 @@ def open_run(
     given = {"checkpoint": str(weights), "pretrained": False, "new_head": False}
     teaches, name = config.teacher, config.teacher and config.teacher.name
     if teacher is not None:
-        teaches, name = _teacher(teacher, data_root)
+        teaches, name = _teacher(teacher, told, data_root)
     student = config.student.model_copy(update=given)
     data = _input_of(config.data).model_copy(update={"precision": config.train.precision})
-    return Subject(str(run_dir), student, data, teaches, name)
+    title = str(run_dir) if checkpoint is None else f"{run_dir}: {checkpoint}"
+    return Subject(title, student, data, teaches, name)
 
 
 def _is_run(name: str | None) -> bool:
     return name is not None and (Path(name) / "config.toml").is_file()
 
 
-def _teacher(name: str, data_root: Path | None) -> tuple[NetworkConfig | None, str | None]:
-    """The network that `--teacher` names, and what a table calls it."""
-    if name == "none":
-        return None, None
-    if _is_run(name):
-        return open_run(Path(name), None, ()).student, name
-    return _with_weights(NetworkConfig(name=name), "teacher", data_root), name
+def _split(overrides: Sequence[str], teacher: str | None) -> tuple[list[str], list[str]]:
+    """The overrides, and apart from them those of the teacher that `--teacher` names."""
+    told = [o for o in overrides if teacher is not None and o.startswith("teacher.")]
+    return [o for o in overrides if o not in told], told
+
+
+def _read_model(tree: dict[str, Any], overrides: Sequence[str]) -> ModelConfig:
+    tree = merge(tree, read_overrides(overrides).tree)
+    return parse(ModelConfig, Source(tree, dict.fromkeys(dotted(tree), COMMAND_LINE)))
+
+
+def _teacher(
+    name: str, overrides: Sequence[str], data_root: Path | None
+) -> tuple[NetworkConfig | None, str | None]:
+    """The network that `--teacher` names, and what a table calls it.
+
+    Raises:  ValueError for overrides of what is no network by name, or for one without weights.
+    """
+    if name != "none" and not _is_run(name):
+        config = _read_model({"model": {"name": name}, "teacher": {"name": name}}, overrides)
+        assert config.teacher is not None
+        return _with_weights(config.teacher, "teacher", data_root), name
+    if overrides:
+        raise ValueError(f"{overrides[0]}: --teacher {name} is no network by name; remove one")
+    return (None, None) if name == "none" else (open_run(Path(name), None, ()).student, name)
 
 
 def _with_weights(config: NetworkConfig, section: str, data_root: Path | None) -> NetworkConfig:
@@ -259,7 +275,20 @@ def _input_of(data: DataConfig) -> InputConfig:
             return InputConfig(size=28, channels=1, num_classes=10)
         case Cifar10Config():
             return InputConfig(size=32, channels=3, num_classes=10)
-    found = load_data(data, torch.device("cpu"))
-    channels, _, size = found.train.image_shape
+        case PicturesConfig():
+            # Not listed, which takes minutes where there are a million.
+            (channels, size), num_classes = (3, data.size), _count_classes(data)
+        case _:
+            found = load_data(data, torch.device("cpu"))
+            channels, _, size = found.train.image_shape
+            num_classes = found.num_classes
     pictures = picture_format(data, size)._asdict()
-    return InputConfig(channels=channels, num_classes=found.num_classes, **pictures)
+    return InputConfig(channels=channels, num_classes=num_classes, **pictures)
+
+
+def _count_classes(data: PicturesConfig) -> int | None:
+    """How many classes a run told apart; None where its pictures are not there."""
+    if data.num_classes is not None or not isinstance(data.root, str):
+        return data.num_classes
+    folder = Path(data.root).expanduser() / "train"
+    return len(list_class_names(folder)) if folder.is_dir() else None

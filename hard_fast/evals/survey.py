@@ -8,9 +8,17 @@ import torch
 from torch import nn
 
 from hard_fast.data import DataConfig, PicturesConfig
+from hard_fast.evals.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS
 from hard_fast.evals.limit import limited
 from hard_fast.evals.runner import compare
-from hard_fast.evals.suites import Loaded, Missing, PictureFormat, load_suite, summarise
+from hard_fast.evals.suites import (
+    Loaded,
+    Missing,
+    PictureFormat,
+    has_label_map,
+    load_suite,
+    summarise,
+)
 from hard_fast.runtime.dist import World
 
 Scores = dict[str, dict[str, float]]
@@ -45,8 +53,13 @@ def open_suites(
 
     Args:    label_map: file of the network's outputs that are a class folder's, for folders.
              limit: samples of each part; None: all.
-    Raises:  ValueError, one line, for an unknown name or data in a wrong layout.
+    Raises:  ValueError, one line, for an unknown name, data in a wrong layout, or a label map that
+             none of the suites reads.
     """
+    if label_map is not None and not any(map(has_label_map, names)):
+        raise ValueError(
+            f"label map {label_map}: only folder:PATH and pacs:DOMAIN read one; remove it"
+        )
     suites: dict[str, Loaded] = {}
     gaps: dict[str, str] = {}
     for name in dict.fromkeys(names):
@@ -113,7 +126,11 @@ def check_suites(opened: Opened, image_shape: Sequence[int], num_outputs: int) -
 
 
 def in_one_row(found: Scores) -> dict[str, float]:
-    """Scores by suite as one row of a journal, `<suite>_<score>`."""
+    """Scores as one row of a journal, `<suite>_<score>`; of corruptions only their mean."""
+    each = {f"{corruption}_error" for corruption in CORRUPTIONS + EXTRA_CORRUPTIONS}
     return {
-        f"{suite}_{score}": value for suite, own in found.items() for score, value in own.items()
+        f"{suite}_{score}": value
+        for suite, own in found.items()
+        for score, value in own.items()
+        if score not in each
     }

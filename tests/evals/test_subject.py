@@ -64,6 +64,24 @@ def test_another_checkpoint_teacher_and_setting_can_be_given(
     assert subject.teacher_name == str(other)
     subject.build((3, 32, 32), 10, WORLD)
     assert open_run(run_dir, None, [], "none").teacher is None
+    # The run's own teacher had other weights, and is not there to be told otherwise.
+    told = [f"teacher.checkpoint={weights}", "teacher.mean=[0.4]", *changed]
+    subject = open_run(run_dir, str(weights), told, "cifar_resnet56")
+    assert subject.teacher.name == "cifar_resnet56" and subject.teacher.mean == (0.4,)
+    subject.build((3, 32, 32), 10, WORLD)
+
+
+def test_pictures_of_a_run_are_not_asked_for(write_run: Write, tmp_path: Path):
+    data = {"kind": "pictures", "root": str(tmp_path / "mine"), "size": 32, "eval_crop": 0.5}
+    run_dir = write_run(data=data)
+    subject = open_run(run_dir, None, [])
+    assert subject.pictures == PictureFormat(32, 0.5, "bilinear")
+    assert subject.data.channels == 3 and subject.data.num_classes is None
+    assert open_run(run_dir, None, ["data.num_classes=10"]).data.num_classes == 10
+    # Empty class folders: nothing in them is looked at.
+    for i in range(7):
+        (tmp_path / "mine" / "train" / f"class{i}").mkdir(parents=True)
+    assert open_run(run_dir, None, []).data.num_classes == 7
 
 
 def test_a_run_that_left_nothing_or_no_classifier_is_refused(write_run: Write, tmp_path: Path):
@@ -107,6 +125,19 @@ def test_published_weights_of_cifar_nets_are_found_below_the_data_root(tmp_path:
         open_model("cifar_resnet20", None, [], data_root=tmp_path)
     taught = open_model("cifar_resnet56", None, [], "cifar_resnet56", tmp_path)
     assert taught.teacher.checkpoint == str(file) and taught.teacher_name == "cifar_resnet56"
+    told = ["teacher.checkpoint=other.pth", "data.size=32"]
+    taught = open_model("cifar_resnet56", None, told, "cifar_resnet20", tmp_path)
+    assert taught.teacher.checkpoint == "other.pth"
+    assert open_model("cifar_resnet56", None, [], "none", tmp_path).teacher is None
+
+
+def test_settings_of_a_teacher_that_is_a_run_or_none_are_refused(write_run: Write):
+    run_dir = write_run()
+    for teacher in (str(run_dir), "none"):
+        with pytest.raises(ValueError, match="teacher.std=.* is no network by name"):
+            open_run(run_dir, None, ["teacher.std=[0.5]"], teacher)
+        with pytest.raises(ValueError, match="teacher.std=.* is no network by name"):
+            open_model("mlp", "x.pth", ["teacher.std=[0.5]"], teacher)
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,15 @@ def test_data_that_are_not_there_are_a_gap_and_no_error(cifar_root: Path):
         open_suites(["cifar11"], cifar_root, FORMAT, CPU)
 
 
+def test_a_label_map_that_no_suite_reads_is_refused(cifar_root: Path):
+    label_map = cifar_root / "map.json"
+    with pytest.raises(ValueError, match="map.json: only folder:PATH and pacs:DOMAIN read one"):
+        open_suites(["cifar10"], cifar_root, FORMAT, CPU, label_map=label_map)
+    names = ["cifar10", "folder:mine+corrupted@1"]
+    opened = open_suites(names, cifar_root, FORMAT, CPU, label_map=label_map)
+    assert list(opened.suites) == ["cifar10"] and list(opened.gaps) == names[1:]
+
+
 def test_student_and_teacher_are_scored_on_every_suite_and_part(cifar_root: Path):
     names = ["cifar10", "cifar10+corrupted:contrast,pixelate@1"]
     opened = open_suites(names, cifar_root, FORMAT, CPU)
@@ -60,6 +69,7 @@ def test_student_and_teacher_are_scored_on_every_suite_and_part(cifar_root: Path
     assert found.student[names[1]]["contrast_error"] == pytest.approx(100 - share)
     row = in_one_row(found.student)
     assert row["cifar10_top1"] == found.student["cifar10"]["top1"]
+    assert f"{names[1]}_corruption_error" in row and f"{names[1]}_contrast_error" not in row
     alone = survey(First(), None, opened, WORLD)
     assert alone.teacher is None and "agreement" not in alone.student["cifar10"]
 

@@ -68,6 +68,7 @@ def corrupt(image: Tensor, name: str, severity: int, index_B: Tensor, *, seed: i
     Images whose shorter side is below 64 px get the strengths of CIFAR-10-C (make_cifar_c.py),
     others those of ImageNet-C (make_imagenet_c.py); lengths in pixels are not scaled. What is
     random in image i is a function of (seed, name, severity, index_B[i]) and of its size alone.
+    The files of ImageNet-C went through a JPEG of quality 85 in the end; these images do not.
 
     Args:    image: [B,C,H,W] uint8, 1 or 3 channels.
              severity: 1 to 5.

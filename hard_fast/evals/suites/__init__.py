@@ -26,6 +26,7 @@ __all__ = [
     "PictureFormat",
     "Suite",
     "find_suite",
+    "has_label_map",
     "load_suite",
     "split_names",
     "summarise",
@@ -34,6 +35,7 @@ __all__ = [
 # Suites whose name goes on behind a colon.
 _DETAILED = ("folder", "pacs", "mnist_c", "cifar10_c", "imagenet_c")
 _SEVERE = ("mnist_c", "cifar10_c", "imagenet_c")
+_MAPPED = ("folder", "pacs")
 
 
 def find_suite(name: str) -> tuple[Suite, SuiteName]:
@@ -54,6 +56,11 @@ def find_suite(name: str) -> tuple[Suite, SuiteName]:
     if asked.severity is not None and asked.key not in _SEVERE:
         raise ValueError(f"{name}: {asked.key} has no severities; write {asked.key}+corrupted@3")
     return SUITES[asked.key], asked
+
+
+def has_label_map(name: str) -> bool:
+    """Whether a label map may say which outputs are the classes of the suite of this name."""
+    return find_suite(name)[1].key in _MAPPED
 
 
 def load_suite(
