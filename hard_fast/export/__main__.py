@@ -6,13 +6,11 @@ section.key=value; int8.key=value is how it is brought to 8 bits.
 """
 
 import argparse
-import json
 import logging
 import sys
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from rich.console import Console
@@ -26,16 +24,7 @@ from hard_fast.export.formats import OPSET, Format
 from hard_fast.export.job import OWN, Order, export
 from hard_fast.export.quantize import Int8Config, Method
 from hard_fast.runtime import dist
-from hard_fast.runtime.configfile import (
-    COMMAND_LINE,
-    Config,
-    ConfigError,
-    Source,
-    dotted,
-    merge,
-    parse,
-)
-from hard_fast.runtime.configfile import read as read_config
+from hard_fast.runtime.configfile import Config, parse, read, read_overrides
 from hard_fast.smoke import shrink
 
 _PREFIX = "int8."
@@ -106,13 +95,13 @@ def _order(options: argparse.Namespace) -> Order:
         subject = open_model(options.model, *given)
     else:
         subject = open_run(options.run, *given)
-        run = parse(RunConfig, shrink(read_config(str(options.run / "config.toml"), overrides)))
+        run = parse(RunConfig, shrink(read(str(options.run / "config.toml"), overrides)))
         # It may have been moved since.
         run = run.model_copy(update={"run_dir": str(options.run)})
     return Order(
         subject=subject,
         run=run,
-        settings=_settings(own),
+        settings=parse(Settings, read_overrides(own)).int8,
         formats=_choices("--formats", options.formats, get_args(Format)),
         int8=_choices("--int8", options.int8, get_args(Method)),
         suites=split_names(options.suites),
@@ -122,20 +111,6 @@ def _order(options: argparse.Namespace) -> Order:
         limit=options.limit,
         label_map=options.label_map,
     )
-
-
-def _settings(overrides: Sequence[str]) -> Int8Config:
-    tree: dict[str, Any] = {}
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not all(key.split(".")):
-            raise ConfigError(f"{override!r}: an override looks like section.key=value")
-        try:
-            value = tomllib.loads(f"{key} = {text}")
-        except tomllib.TOMLDecodeError:
-            value = tomllib.loads(f"{key} = {json.dumps(text)}")
-        tree = merge(tree, value)
-    return parse(Settings, Source(tree, dict.fromkeys(dotted(tree), COMMAND_LINE))).int8
 
 
 def _choices(flag: str, text: str, known: Sequence[str]) -> list[str]:

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
-from torch import nn
 
-from hard_fast.export.files import Shipped, Sizes, write_json
-from hard_fast.export.measures import BATCH_SIZES, count_bytes, count_flops, count_parameters
+from hard_fast.export.files import Shipped, write_json
+from hard_fast.export.measures import BATCH_SIZES
 from hard_fast.runtime.files import write_atomic
 
 _MIB = 2**20
@@ -18,31 +17,22 @@ _NOTABLE_LOSS = 0.5
 
 def network_row(
     name: str,
-    counted: nn.Module,
-    sizes: Sizes,
+    costs: Mapping[str, int],
     shipped: Shipped | None,
     times: Mapping[str, Mapping[str, float]],
     scores: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Any]:
     """One row of the report.
 
-    Args:    counted: the bare network, as it was trained.
+    Args:    costs: of the bare network, as `count_costs` has them.
              shipped: the file; None: the network in memory, in fp32, run by torch.
              times: by size of batch, of a call. scores: by suite.
     """
-    size = count_bytes(counted) if shipped is None else shipped.path.stat().st_size
-    return {
-        "name": name,
-        "file": None if shipped is None else shipped.path.name,
-        "runtime": "torch" if shipped is None else shipped.runtime,
-        "parameters": count_parameters(counted),
-        "flops": count_flops(counted, sizes.image_shape),
-        "bytes": size,
-        "latency": times,
-        "suites": scores,
-        "parity": None if shipped is None else shipped.parity,
-        "moved": None if shipped is None else shipped.moved,
-    }
+    row = {"name": name, "file": None, "runtime": "torch", **costs, "parity": None, "moved": None}
+    if shipped is not None:
+        row |= {"file": shipped.path.name, "bytes": shipped.path.stat().st_size}
+        row |= {"runtime": shipped.runtime, "parity": shipped.parity, "moved": shipped.moved}
+    return row | {"latency": times, "suites": scores}
 
 
 def write_report(tree: Mapping[str, Any], folder: Path) -> list[Path]:

@@ -24,6 +24,7 @@ from hard_fast.export.formats import (
     OnnxNetwork,
     Program,
     capture,
+    first_line,
     open_pt2,
     write_onnx,
     write_pt2,
@@ -155,19 +156,23 @@ class Shelf:
     ) -> None:
         """Write, open again and compare; what fails or disagrees leaves no file, but its reason."""
         path = self.folder / file_name
+        # Its own name is for a file that was proven.
+        draft = path.with_name(f"unproven_{file_name}")
         path.unlink(missing_ok=True)
         tolerance = INT8_TOLERANCE if reference is not None else FP32_TOLERANCE
         try:
-            write(path)
-            network = open_(path).eval()
+            write(draft)
+            network = open_(draft).eval()
             parity = compare_outputs(network, expected, self.images, tolerance)
             moved = None
             if reference is not None:
-                moved = compare_outputs(network, reference, self.images, math.inf)
+                moved = compare_outputs(network, reference, self.images)
+            draft.replace(path)
         except ValueError as error:
-            path.unlink(missing_ok=True)
             self.failures[label] = str(error)
             return
+        finally:
+            draft.unlink(missing_ok=True)
         self.shipped[label] = Shipped(path, runtime, network, parity, moved)
 
 
@@ -221,7 +226,7 @@ def preprocessing_tree(
 
 def write_json(path: Path, tree: Any) -> Path:
     """Write a tree as JSON, whole or not at all."""
-    return write_atomic(path, json.dumps(tree, indent=2) + "\n")
+    return write_atomic(path, json.dumps(tree, indent=2, allow_nan=False) + "\n")
 
 
 def _open_with_timm(
@@ -240,8 +245,7 @@ def _open_with_timm(
             net = create(**given)
     except Exception as error:
         # Whatever timm raises on a file it cannot take, the person reads a line.
-        lines = str(error).splitlines() or [""]
-        raise ValueError(f"timm cannot load it ({type(error).__name__}: {lines[0]})") from error
+        raise ValueError(f"timm cannot load it ({first_line(error)})") from error
     fresh = Normalized(net, whole.mean.flatten().tolist(), whole.std.flatten().tolist())
     return fresh.eval().requires_grad_(False)
 

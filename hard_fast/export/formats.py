@@ -35,7 +35,8 @@ def capture(network: nn.Module, image_shape: tuple[int, int, int]) -> torch.expo
 
     Args:    network: in eval mode; [B,C,H,W] fp32 images in [0,1] to logits [B,K].
              image_shape: [C,H,W].
-    Raises:  ValueError, one line, that names the layer which cannot be captured.
+    Raises:  ValueError, one line, that names the layer which cannot be captured, or says that the
+             network returns more than logits.
     """
     assert not network.training
     # Two images: torch takes one for a batch that is always one.
@@ -47,6 +48,8 @@ def capture(network: nn.Module, image_shape: tuple[int, int, int]) -> torch.expo
     except Exception as error:
         # What a network of any origin raises while it is traced is anything.
         raise ValueError(_capture_failure(error, network)) from error
+    if len(program.graph_signature.user_outputs) != 1:
+        raise ValueError("the network returns more than logits; let it return one tensor [B,K]")
     for node in program.graph.nodes:
         # Lines of source code with their folders: of no use where the file goes.
         node.meta.pop("stack_trace", None)
@@ -91,7 +94,7 @@ def write_onnx(
         onnx.checker.check_model(model)
         payload = model.SerializeToString()
     except Exception as error:
-        raise ValueError(f"{path.name}: not a valid ONNX file ({_line(error)})") from error
+        raise ValueError(f"{path.name}: not a valid ONNX file ({first_line(error)})") from error
     return write_atomic(path, payload)
 
 
@@ -115,7 +118,7 @@ class OnnxNetwork(nn.Module):
                 str(path), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:
-            raise ValueError(f"{path}: onnxruntime cannot read it ({_line(error)})") from error
+            raise ValueError(f"{path}: onnxruntime cannot read it ({first_line(error)})") from error
         kept = self._session.get_modelmeta().custom_metadata_map
         self.preprocessing = kept[PREPROCESSING] if PREPROCESSING in kept else ""
 
@@ -168,7 +171,7 @@ def open_pt2(path: Path) -> Program:
         with quiet():
             program = torch.export.load(io.BytesIO(path.read_bytes()), extra_files=kept)
     except Exception as error:
-        raise ValueError(f"{path}: torch cannot read it ({_line(error)})") from error
+        raise ValueError(f"{path}: torch cannot read it ({first_line(error)})") from error
     (preprocessing,) = kept.values()
     text = preprocessing.decode() if isinstance(preprocessing, bytes) else preprocessing
     return Program(program.module(), text)
@@ -202,15 +205,13 @@ def import_torchao() -> None:
 
 def _strip(model: Any) -> None:
     """Take from a model what names the source code it was made from."""
-    for owner in (model, model.graph, *model.graph.node, *model.graph.value_info):
+    graph = model.graph
+    nodes = [*graph.node, *(node for function in model.functions for node in function.node)]
+    values = (*graph.value_info, *graph.initializer, *graph.input, *graph.output)
+    for owner in (model, graph, *nodes, *values):
         del owner.metadata_props[:]
-    for tensor in (*model.graph.initializer, *model.graph.input, *model.graph.output):
-        del tensor.metadata_props[:]
-    for node in model.graph.node:
+    for node in nodes:
         node.doc_string = ""
-    for function in model.functions:
-        for node in function.node:
-            del node.metadata_props[:]
 
 
 def _name_batch(model: Any) -> None:
@@ -234,7 +235,7 @@ def _capture_failure(error: Exception, network: nn.Module) -> str:
     hint = ""
     if "data-dependent" in str(error):
         hint = "; it decides by the values of a tensor, write it with torch.where"
-    return f"{layer} cannot be captured by torch.export: {_line(error)}{hint}"
+    return f"{layer} cannot be captured by torch.export: {first_line(error)}{hint}"
 
 
 def _onnx_failure(error: Exception, program: torch.export.ExportedProgram) -> str:
@@ -242,7 +243,7 @@ def _onnx_failure(error: Exception, program: torch.export.ExportedProgram) -> st
     said = "\n".join(str(e) for e in _chain(error))
     found = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", said)
     if found is None:
-        return f"onnx: cannot be written: {_line(list(_chain(error))[-1])}"
+        return f"onnx: cannot be written: {first_line(list(_chain(error))[-1])}"
     operator = found[1]
     stem = operator.rpartition(".")[2]
     layers = [_layer(node.meta) for node in program.graph.nodes if stem in str(node.target)]
@@ -273,7 +274,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         current = current.__cause__ or current.__context__
 
 
-def _line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error is called and the first thing it says."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = re.sub(r"\x1b\[\d*m", "", lines[0]) if lines else ""
     return f"{type(error).__name__}: {text[:200]}"

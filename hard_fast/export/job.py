@@ -10,7 +10,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from hard_fast.config import RunConfig
-from hard_fast.data import DataConfig, DataSet, PicturesConfig, load_data
+from hard_fast.data import DataSet, PicturesConfig, load_data
 from hard_fast.data.sources import read_pictures
 from hard_fast.evals.limit import limited
 from hard_fast.evals.subject import Subject
@@ -28,7 +28,7 @@ from hard_fast.export.files import (
     write_json,
 )
 from hard_fast.export.formats import OPSET
-from hard_fast.export.measures import time_calls
+from hard_fast.export.measures import count_costs, time_calls
 from hard_fast.export.parity import NUM_IMAGES
 from hard_fast.export.quantize import (
     Int8Config,
@@ -38,8 +38,7 @@ from hard_fast.export.quantize import (
     fine_tune,
     training_images,
 )
-from hard_fast.models.taps import Tapped
-from hard_fast.models.zoo import NetworkConfig
+from hard_fast.models.taps import Normalized, Tapped
 from hard_fast.runtime.dist import World
 from hard_fast.runtime.environment import versions
 from hard_fast.runtime.rows import as_json
@@ -76,7 +75,7 @@ def export(order: Order, world: World) -> dict[str, Any]:
     Raises:  ValueError, one line, if there is no student to export or a suite is wrong; a format
              that fails is an entry of `failures` instead.
     """
-    subject, config = order.subject, order.subject.student
+    subject = order.subject
     data_config = order.settings.data or (order.run and order.run.data)
     wants_data = order.int8 or any(_is_own(name) for name in order.suites)
     data = load_data(data_config, world.device) if data_config and wants_data else None
@@ -85,19 +84,13 @@ def export(order: Order, world: World) -> dict[str, Any]:
     opened = _open(order, data, world)
     sizes = _sizes(subject, data, opened)
     check_suites(opened, sizes.image_shape, sizes.num_classes)
-    if data is not None and tuple(data.train.image_shape) != sizes.image_shape:
-        theirs, ours = ("x".join(map(str, s)) for s in (data.train.image_shape, sizes.image_shape))
-        raise ValueError(f"int8.data: images are {theirs}, and the network reads {ours}")
-    student = sizes.build(config, frozen=True)
+    _check(order, data, sizes)
+    student = sizes.build(subject.student, frozen=True)
     teacher = Tapped(sizes.build(subject.teacher, frozen=True)) if subject.teacher else None
     seen = None
     if data is not None:
         seen = torch.cat(list(training_images(data.train, NUM_IMAGES, order.settings.seed)))
-    is_resized = subject.data.eval_crop is not None
-    tree = preprocessing_tree(
-        config, student, sizes, subject.pictures if is_resized else None, _class_names(data_config)
-    )
-    text = write_json(order.out / "preprocessing.json", tree).read_text()
+    text = write_preprocessing(order, student, sizes)
     threads = torch.get_num_threads()
     images = draw_images(sizes, seen, NUM_IMAGES)
     shelf = Shelf(order.out, sizes, images, text, threads, order.opset)
@@ -109,10 +102,41 @@ def export(order: Order, world: World) -> dict[str, Any]:
         "gaps": opened.gaps,
         "failures": shelf.failures,
         "limit": order.limit,
-        "int8": learned,
+        "int8": as_json(learned),
         "threads": threads,
         "versions": versions(world.device),
     }
+
+
+def _check(order: Order, data: DataSet | None, sizes: Sizes) -> None:
+    """See that what is asked for can be done with these data."""
+    if order.int8 and not set(order.formats) & {"onnx", "pt2"}:
+        raise ValueError("--int8: 8 bits ship as onnx or pt2; add one of them to --formats")
+    if data is None:
+        return
+    if tuple(data.train.image_shape) != sizes.image_shape:
+        theirs, ours = ("x".join(map(str, s)) for s in (data.train.image_shape, sizes.image_shape))
+        raise ValueError(f"int8.data: images are {theirs}, and the network reads {ours}")
+    if order.run is not None and data.num_classes != sizes.num_classes:
+        raise ValueError(
+            f"int8.data: has {data.num_classes} classes, and the run's student "
+            f"{sizes.num_classes}; give data of the run's classes"
+        )
+
+
+def write_preprocessing(order: Order, student: Normalized, sizes: Sizes) -> str:
+    """Write preprocessing.json, and return its text."""
+    subject, data = order.subject, order.settings.data if order.run is None else order.run.data
+    is_files = isinstance(data, PicturesConfig)
+    # A run on arrays reads them as they are; a network without a run says what it wants.
+    is_resized = subject.data.eval_crop is not None if order.run is None else is_files
+    class_names = read_pictures(data).class_names if is_files else None
+    if class_names is not None and len(class_names) != sizes.num_classes:
+        # Images for 8 bits alone; the outputs are other classes.
+        class_names = None
+    pictures = subject.pictures if is_resized else None
+    tree = preprocessing_tree(subject.student, student, sizes, pictures, class_names)
+    return write_json(order.out / "preprocessing.json", tree).read_text()
 
 
 def _write(
@@ -179,7 +203,14 @@ def _rows(
     networks = {} if teacher is None else {"teacher": teacher}
     networks |= {"student": ours}
     networks |= {name: shipped.network for name, shipped in shelf.shipped.items()}
-    times = time_calls(networks, shelf.sizes.image_shape)
+    shape = shelf.sizes.image_shape
+    times = time_calls(networks, shape)
+    configs = {"student": order.subject.student, "teacher": order.subject.teacher}
+    costs = {
+        name: count_costs(shelf.sizes.build(config, frozen=False).net, shape)
+        for name, config in configs.items()
+        if config is not None
+    }
     rows, theirs = [], None
     for name, network in reversed(networks.items()):
         if name == "teacher":
@@ -188,14 +219,10 @@ def _rows(
             found: Findings = survey(network, teacher, opened, world)
             scores, theirs = found.student, found.teacher
         # A file computes what the student computes.
-        counted = shelf.sizes.build(_counted(order.subject, name), frozen=False).net
+        own = costs["teacher" if name == "teacher" else "student"]
         shipped = shelf.shipped[name] if name in shelf.shipped else None
-        rows.append(network_row(name, counted, shelf.sizes, shipped, times[name], scores))
-    return as_json(rows[::-1])
-
-
-def _counted(subject: Subject, name: str) -> NetworkConfig:
-    return subject.teacher if name == "teacher" else subject.student
+        rows.append(as_json(network_row(name, own, shipped, times[name], scores)))
+    return rows[::-1]
 
 
 def _open(order: Order, data: DataSet | None, world: World) -> Opened:
@@ -249,10 +276,3 @@ def _sizes(subject: Subject, data: DataSet | None, opened: Opened) -> Sizes:
         if value is None:
             raise ValueError(f"data.{key}: {subject.name!r} does not say it; give data.{key}=N")
     return Sizes(**known)
-
-
-def _class_names(config: DataConfig | None) -> Sequence[str] | None:
-    """The folders of classes in the order of the outputs, where the data are folders."""
-    if not isinstance(config, PicturesConfig):
-        return None
-    return read_pictures(config).class_names

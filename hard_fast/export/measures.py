@@ -15,22 +15,21 @@ _MOST_CALLS, _LEAST_CALLS = 200, 20
 _WARM_UP_CALLS = 3
 
 
-def count_parameters(net: nn.Module) -> int:
-    """Numbers that were learned; one that two layers share counts once."""
-    return sum(parameter.numel() for parameter in net.parameters())
+def count_costs(net: nn.Module, image_shape: Sequence[int]) -> dict[str, int]:
+    """What a network costs by its build.
 
-
-def count_flops(net: nn.Module, image_shape: Sequence[int]) -> int:
-    """Additions and multiplications for one image, in convolutions, matrix products, attention."""
+    Returns: `parameters`, numbers that were learned, of which one that two layers share counts
+             once; `flops`, additions and multiplications for one image in convolutions, matrix
+             products and attention; `bytes` of weights and statistics as they lie in memory.
+    """
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         net(torch.zeros(1, *image_shape))
-    return counter.get_total_flops()
-
-
-def count_bytes(net: nn.Module) -> int:
-    """Bytes of weights and statistics as they lie in memory."""
-    return sum(tensor.nbytes for tensor in net.state_dict().values())
+    return {
+        "parameters": sum(parameter.numel() for parameter in net.parameters()),
+        "flops": counter.get_total_flops(),
+        "bytes": sum(tensor.nbytes for tensor in net.state_dict().values()),
+    }
 
 
 @torch.no_grad()

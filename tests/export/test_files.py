@@ -1,13 +1,19 @@
 import json
+from pathlib import Path
 
+import onnx
 import pytest
 import timm
 import torch
 from torch import nn
 
+from hard_fast.data.arrays import Arrays
 from hard_fast.evals.suites import PictureFormat
+from hard_fast.export import files
 from hard_fast.export.files import Shelf, Sizes, draw_images, preprocessing_tree, try_capture
+from hard_fast.export.formats import capture
 from hard_fast.export.parity import NUM_IMAGES
+from hard_fast.export.quantize import Int8Config, calibrate
 from hard_fast.models.taps import Normalized
 from hard_fast.models.zoo import NetworkConfig, save_weights
 
@@ -53,7 +59,46 @@ def test_a_file_that_disagrees_is_removed_and_says_so(shelf):
     program = try_capture(shelf, one, "pt2")
     shelf.write_graphs(program, ["pt2"], other)
     assert "off by" in shelf.failures["pt2"] and not shelf.shipped
-    assert not list(shelf.folder.glob("student*"))
+    assert not list(shelf.folder.iterdir())
+
+
+def test_a_file_has_its_name_only_once_it_was_proven(shelf, monkeypatch):
+    net = Normalized(_line(), [0.0], [1.0]).eval()
+    program = try_capture(shelf, net, "onnx")
+    replace, seen = Path.replace, []
+    monkeypatch.setattr(
+        Path,
+        "replace",
+        lambda self, to: seen.append((to.exists(), self.exists())) or replace(self, to),
+    )
+    (shelf.folder / "student.onnx").write_bytes(b"of an earlier export")
+    shelf.write_graphs(program, ["onnx"], net)
+    assert seen == [(False, True)] and not shelf.failures
+    assert [path.name for path in shelf.folder.iterdir()] == ["student.onnx"]
+
+
+def test_an_int8_file_with_one_row_of_weights_changed_is_refused(shelf, monkeypatch):
+    torch.manual_seed(0)
+    net = Normalized(_line(), [0.5], [0.3]).eval().requires_grad_(False)
+    train = Arrays((255 * shelf.images).byte(), torch.zeros(len(shelf.images), dtype=torch.int64))
+    made = calibrate(capture(net, SIZES.image_shape), train, SIZES.image_shape, Int8Config())
+    shelf.write_graphs(made, ["onnx"], net, int8="ptq")
+    moved = shelf.shipped["onnx int8 ptq"].moved
+    assert moved["worst"] > 0 and json.dumps(moved, allow_nan=False)
+    write = files.write_onnx
+
+    def write_wrong(program, path, *rest):
+        write(program, path, *rest)
+        model = onnx.load(path)
+        (weight,) = (t for t in model.graph.initializer if tuple(t.dims) == (5, 3072))
+        values = onnx.numpy_helper.to_array(weight).copy()
+        values[0] = -values[0]
+        weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+        onnx.save(model, path)
+
+    monkeypatch.setattr(files, "write_onnx", write_wrong)
+    shelf.write_graphs(made, ["onnx"], net, int8="qat")
+    assert "off by" in shelf.failures["onnx int8 qat"]
 
 
 def test_what_cannot_be_captured_is_noted_under_its_label(shelf):

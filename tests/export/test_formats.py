@@ -31,6 +31,11 @@ class Fixed(nn.Module):
         return x.reshape(2, 12)
 
 
+class Pair(nn.Module):
+    def forward(self, x):
+        return x.flatten(1), x.flatten(1)
+
+
 class Foreign(nn.Module):
     def forward(self, x):
         return torch.from_numpy(x.numpy()).flatten(1)
@@ -80,6 +85,7 @@ def test_a_torch_archive_holds_no_lines_of_source_and_no_large_example(small_net
         (Deciding(), "layer '1' cannot be captured by torch.export: GuardOnDataDependent"),
         (Fixed(), "a layer fixes the number of images in a batch"),
         (Foreign(), "layer '1' cannot be captured"),
+        (Pair(), "the network returns more than logits; let it return one tensor"),
     ],
 )
 def test_what_cannot_be_captured_names_its_layer(inner, said, capfd):

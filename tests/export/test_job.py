@@ -1,11 +1,16 @@
+import json
+
 import pytest
 import torch
+from PIL import Image
 
 from hard_fast.config import RunConfig
-from hard_fast.evals.subject import open_run
+from hard_fast.evals.subject import InputConfig, Subject, open_run
 from hard_fast.export import measures
-from hard_fast.export.job import Order, export
+from hard_fast.export.files import Sizes
+from hard_fast.export.job import Order, export, write_preprocessing
 from hard_fast.export.quantize import Int8Config
+from hard_fast.models.zoo import NetworkConfig
 from hard_fast.runtime.configfile import parse, read
 from hard_fast.runtime.dist import World
 
@@ -38,10 +43,13 @@ def test_own_test_sets_clean_and_corrupted_and_a_gap(order, monkeypatch):
     assert "agreement" in student["suites"]["own"] and "agreement" not in teacher["suites"]["own"]
     assert list(tree["gaps"]) == ["cifar10_1"] and tree["limit"] == 12 and not tree["failures"]
     assert teacher["parameters"] != student["parameters"] == file["parameters"]
+    told = json.loads((order["out"] / "preprocessing.json").read_text())
+    # Its images are arrays, which nobody resizes.
+    assert told["geometry"] == {"resize_shorter_side": None, "centre_crop": None}
 
 
 def test_data_of_another_size_are_refused(order):
-    wrong = order | {"run": None, "suites": [], "int8": ["ptq"]}
+    wrong = order | {"run": None, "suites": [], "formats": ["onnx"], "int8": ["ptq"]}
     data = {"kind": "synthetic", "size": 8, "channels": 1}
     wrong["settings"] = Int8Config.model_validate({"data": data})
     with pytest.raises(ValueError, match="int8.data: images are 1x8x8, and the network reads 1x16"):
@@ -49,6 +57,37 @@ def test_data_of_another_size_are_refused(order):
     wrong["settings"] = Int8Config()
     with pytest.raises(ValueError, match="int8.data: needed for int8 and own"):
         export(Order(**wrong), WORLD)
+
+
+def test_8_bits_without_a_format_that_holds_them_are_refused(order):
+    with pytest.raises(ValueError, match="--int8: 8 bits ship as onnx or pt2; add one"):
+        export(Order(**order | {"suites": [], "int8": ["ptq"]}), WORLD)
+
+
+def test_a_run_learns_from_data_of_its_own_classes(order):
+    data = {"kind": "synthetic", "size": 16, "channels": 1, "num_classes": 4}
+    settings = Int8Config.model_validate({"data": data})
+    other = order | {"suites": [], "formats": ["onnx"], "int8": ["qat"], "settings": settings}
+    with pytest.raises(ValueError, match="int8.data: has 4 classes, and the run's student 10"):
+        export(Order(**other), WORLD)
+
+
+def test_class_names_are_those_of_the_outputs(order, tmp_path):
+    for part in ("train", "val"):
+        for name in ("ant", "bee"):
+            folder = tmp_path / "insects" / part / name
+            folder.mkdir(parents=True)
+            Image.new("RGB", (16, 16)).save(folder / "0.jpg")
+    data = {"kind": "pictures", "root": str(tmp_path / "insects"), "size": 16, "val_share": 0.0}
+    student = {"name": "mlp", "options": {"hidden": [4]}}
+    config = NetworkConfig.model_validate(student)
+    for num, names in ((2, ["ant", "bee"]), (7, None)):
+        sizes = Sizes(channels=3, size=16, num_classes=num)
+        subject = Subject("mlp", config, InputConfig(size=16, channels=3, num_classes=num))
+        settings = Int8Config.model_validate({"data": data})
+        one = Order(**order | {"subject": subject, "run": None, "settings": settings})
+        tree = json.loads(write_preprocessing(one, sizes.build(config, frozen=True), sizes))
+        assert tree["class_names"] == names
 
 
 def test_a_student_whose_images_nobody_knows_says_which_key(order):

@@ -2,20 +2,21 @@ import torch
 from torch import nn
 
 from hard_fast.export import measures
-from hard_fast.export.measures import count_bytes, count_flops, count_parameters, time_calls
+from hard_fast.export.measures import count_costs, time_calls
 
 
 def test_parameters_flops_and_bytes_by_hand():
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 6 * 6, 3, bias=False))
-    assert count_parameters(net) == 2 * 9 + 2 + 72 * 3
-    assert count_bytes(net) == 4 * count_parameters(net)
+    costs = count_costs(net, (1, 8, 8))
+    assert costs["parameters"] == 2 * 9 + 2 + 72 * 3
+    assert costs["bytes"] == 4 * costs["parameters"]
     # Two per multiplication and addition: 36 places x 2 channels x 9 taps, then 72 x 3.
-    assert count_flops(net, (1, 8, 8)) == 2 * (36 * 2 * 9) + 2 * 72 * 3
+    assert costs["flops"] == 2 * (36 * 2 * 9) + 2 * 72 * 3
 
 
 def test_a_shared_parameter_counts_once():
     layer = nn.Linear(3, 3)
-    assert count_parameters(nn.Sequential(layer, layer)) == 12
+    assert count_costs(nn.Sequential(layer, layer), (3,))["parameters"] == 12
 
 
 def test_calls_are_timed_for_every_network_and_size(monkeypatch):

@@ -63,6 +63,11 @@ def test_fine_tuning_follows_the_teacher_and_leaves_the_student_alone(small_net,
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert not any(parameter.requires_grad for parameter in small_net.parameters())
     assert _dtypes(made) == {torch.int8}
+    # What was written out is what was trained, not the student it began as.
+    image = torch.cat(list(training_images(train, 64, seed=1)))
+    learned, wanted = made.module()(image).log_softmax(1), teacher(image).log_softmax(1)
+    begun = small_net(image).log_softmax(1)
+    assert (learned - wanted).square().mean() < 0.5 * (begun - wanted).square().mean()
 
 
 def test_the_augmentors_of_a_run_make_the_inputs(finished_run, train):
