@@ -35,6 +35,8 @@ def build_step(config: RunConfig, data: DataSet, world: World) -> DistillStep:
     torch.manual_seed(derive_seed(config.seed, "augmentor"))
     train = data.train
     augmentor = build_augmentor(config.augmentor, train.image_shape, is_picture=train.is_picture)
+    torch.manual_seed(derive_seed(config.seed, "objective"))
+    objective.meet(student, teacher, torch.zeros(1, *train.image_shape))
     net = DistillStep(augmentor, student, teacher, objective, num_classes=data.num_classes)
     net.to(world.device)
     dist.broadcast_module(net)

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from hard_fast.augment import AugmentorConfig, learns, mixes
+from hard_fast.augment import AugmentorConfig, generates, learns, mixes
 from hard_fast.augment.fixed import IdentityConfig
 from hard_fast.bank import BankConfig
 from hard_fast.checkpoint import CheckpointConfig
@@ -21,6 +21,11 @@ from hard_fast.phases import JointConfig, ScheduleConfig, StudentOnlyConfig, Thr
 from hard_fast.runtime.compile import CompileConfig, Precision
 from hard_fast.runtime.configfile import Config, fingerprint
 from hard_fast.runtime.dist import DistributedConfig
+
+# Objectives with a loss for the augmentor's own phases.
+_AUGMENTOR_LOSSES = ("hard", "dafl", "cudfkd", "tst")
+# Objectives that teach without a teacher.
+_TEACHERLESS = ("ce", "vae", "byot", "sd_dropout", "cosub")
 
 
 class TrainConfig(Config):
@@ -105,6 +110,7 @@ class RunConfig(Config):
         for check in (
             _check_teacher,
             _check_learning,
+            _check_data_free,
             _check_targets,
             _check_schedule,
             _check_validation,
@@ -118,9 +124,9 @@ class RunConfig(Config):
 
 def _check_teacher(config: RunConfig) -> None:
     kind = config.objective.kind
-    if kind in ("ce", "vae") and config.teacher is not None:
+    if kind in _TEACHERLESS and config.teacher is not None:
         raise ValueError(f"teacher: objective.kind = {kind!r} does not use one; remove [teacher]")
-    if kind not in ("ce", "vae") and config.teacher is None:
+    if kind not in _TEACHERLESS and config.teacher is None:
         raise ValueError(f"teacher: objective.kind = {kind!r} needs a [teacher]")
     if (kind == "vae") != (config.student.name == "tiny_vae"):
         raise ValueError(
@@ -152,10 +158,10 @@ def _check_learning(config: RunConfig) -> None:
             f"augmentor.kind = {maker!r} makes an image of several, so the augmentor's phase of "
             f"schedule.kind = {schedule!r} has no original to compare with; use 'joint'"
         )
-    if is_own_phase(config.schedule) and config.objective.kind != "hard":
+    if is_own_phase(config.schedule) and config.objective.kind not in _AUGMENTOR_LOSSES:
         raise ValueError(
             f"objective.kind = {config.objective.kind!r} has no loss for the augmentor's phase of "
-            f"schedule.kind = {schedule!r}; use 'hard'"
+            f"schedule.kind = {schedule!r}; use one of {', '.join(_AUGMENTOR_LOSSES)}"
         )
     if can_learn and config.augmentor_optim is None:
         raise ValueError(
@@ -168,9 +174,33 @@ def _check_learning(config: RunConfig) -> None:
         raise ValueError("augmentor_optim.rate.kind: only 'constant' so far")
 
 
+def _check_data_free(config: RunConfig) -> None:
+    kind, schedule = config.objective.kind, config.schedule.kind
+    has_images = config.data.kind == "pictures" or config.data.train_zeros is None
+    if not generates(config.augmentor):
+        if not has_images:
+            raise ValueError("data.train_zeros: use augmentor.kind = 'generator' to make pictures")
+        if kind in ("dafl", "cudfkd"):
+            raise ValueError(f"objective.kind = {kind!r}: rewards augmentor.kind = 'generator'")
+        return
+    if kind in ("ce", "vae", "hard", "tst"):
+        raise ValueError(
+            f"objective.kind = {kind!r}: what augmentor.kind = 'generator' makes has no label and "
+            "no original; use 'dafl', 'cudfkd' or 'kd'"
+        )
+    if (kind, schedule) in (("cudfkd", "joint"), ("dafl", "threshold")):
+        raise ValueError(f"schedule.kind = {schedule!r}: use 'alternate' with {kind!r}")
+    if is_own_phase(config.schedule) and config.bank.capacity:
+        raise ValueError(
+            f"bank.capacity = {config.bank.capacity}: the student learns from the generator as it "
+            "is now, whose BatchNorm statistics belong to no earlier one; set bank.capacity = 0"
+        )
+
+
 def _check_targets(config: RunConfig) -> None:
     objective = config.objective
-    if config.is_regression and (objective.kind in ("ce", "vae") or objective.distance != "mse"):
+    has_distance = objective.kind in ("kd", "hard")
+    if config.is_regression and not (has_distance and objective.distance == "mse"):
         raise ValueError(
             "objective.distance: data.kind = 'line' is regression; use objective.kind = 'kd' or "
             "'hard' with distance = 'mse'"
@@ -184,7 +214,8 @@ def _check_targets(config: RunConfig) -> None:
 
 def _check_schedule(config: RunConfig) -> None:
     schedule, objective = config.schedule, config.objective
-    if isinstance(schedule, ThresholdConfig) and objective.distance == "kl" and schedule.l_max >= 1:
+    is_share = objective.kind != "hard" or objective.distance == "kl"
+    if isinstance(schedule, ThresholdConfig) and is_share and schedule.l_max >= 1:
         raise ValueError(
             f"schedule.l_max = {schedule.l_max}: the error is a share of the images, below 1"
         )

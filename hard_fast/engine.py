@@ -60,7 +60,8 @@ class Engine:
         # Optimizers take what requires gradients, and in the joint phase all that can does.
         net.learn(Phase.JOINT)
         self.taught = nn.ModuleDict({"student": net.student, "objective": net.objective})
-        length = {"num_steps": num_steps, "num_steps_per_epoch": num_steps_per_epoch}
+        self._length = {"num_steps": num_steps, "num_steps_per_epoch": num_steps_per_epoch}
+        length = dict(self._length)
         # A CUDA graph gives gradients the same memory each time, so those that add up stay apart.
         has_graphs = config.compile.mode in CUDA_GRAPH_MODES
         length["keeps_gradients"] = config.train.accumulate > 1 and has_graphs
@@ -72,7 +73,9 @@ class Engine:
         self._full_rates = {"student": config.optim.lr}
         if config.augmentor_optim:
             self._full_rates["augmentor"] = config.augmentor_optim.lr
-        self.average = WeightAverage(self.taught, config.average) if config.average else None
+        self.average = None
+        if config.average:
+            self.average = WeightAverage(self.taught, config.average, **self._length)
         is_fp16 = config.train.precision == "fp16"
         self._scaler = torch.amp.GradScaler(world.device.type, enabled=is_fp16)
         self.averager = dist.Averager(world, config.distributed.gradient_dtype)
@@ -99,9 +102,9 @@ class Engine:
 
     def statistics(self) -> list[Tensor]:
         """BatchNorm's running statistics and their averages, in which processes differ."""
-        norms = [module for module in self.taught.modules() if isinstance(module, _BatchNorm)]
-        own = [b for norm in norms for b in norm.buffers() if b.is_floating_point()]
-        return own + (self.average.of(own) if self.average else [])
+        own = _statistics(self.taught)
+        averages = self.average.of(own) if self.average else []
+        return own + averages + _statistics(self.net.augmentor)
 
     def num_images(self, phase: Phase) -> int:
         """Images that a step of this phase takes, over all processes."""
@@ -176,6 +179,7 @@ class Engine:
         Args:    step: 0-based number of the step in the run, for the learning rates.
         """
         self._not_compiled.discard(phase)
+        self.net.objective.advance(step, **self._length)
         if self._routes:
             self.net.route(**self._routes[phase])
         parts = list(self._parts(phase, batch, noise))
@@ -198,7 +202,7 @@ class Engine:
         if self._scaler.is_enabled():
             self._scaler.update()
         if self.average is not None and phase is not Phase.AUGMENTOR:
-            self.average.update()
+            self.average.update(step)
         error, *logs = values.unbind()
         return Result(error, dict(zip(terms.logs, logs, strict=True)))
 
@@ -219,6 +223,11 @@ class Engine:
         if self._ddp is None or phase is Phase.AUGMENTOR or is_last:
             return contextlib.nullcontext()
         return self._ddp.no_sync()
+
+
+def _statistics(network: nn.Module) -> list[Tensor]:
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    return [b for norm in norms for b in norm.buffers() if b.is_floating_point()]
 
 
 def check_batches(config: TrainConfig, num_processes: int, group: int) -> None:

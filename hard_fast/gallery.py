@@ -37,13 +37,18 @@ def save_pictures(
     mixers = [module for module in net.augmentor.modules() if isinstance(module, PatchMix)]
     map_patches = partial(_map_patches, run_dir / "patches" / name)
     hooks = [mixer.register_forward_hook(map_patches) for mixer in mixers]
+    # A look must not move BatchNorm statistics.
+    was_training = net.augmentor.training
+    net.augmentor.eval()
     try:
         made = net.make_view(Phase.AUGMENTOR, batch, noise).image
     finally:
+        net.augmentor.train(was_training)
         for hook in hooks:
             hook.remove()
     path = run_dir / "gallery" / name
-    # Where several images became one, the first of each group stands for it.
+    # Where several images became one, the first of each group stands for it; of copies the first.
+    made = made[: len(batch.image)]
     write_gallery(path, batch.image[:: len(batch.image) // len(made)], made)
     return path
 

@@ -1,11 +1,14 @@
 """A configuration shrunk to three steps: `smoke = true`."""
 
+import re
 from typing import Any
 
 from hard_fast.runtime.configfile import Source, merge
 
 _SMOKE_OPTIONS: dict[str, dict[str, Any]] = {
     "cnn": {"widths": [8, 8, 8]},
+    "lenet5": {},
+    "lenet5_half": {},
     "mlp": {"hidden": [16]},
     "resnet18_3x3": {"widths": [8, 8, 8, 8]},
     "vit_mnist": {"dim": 16, "depth": 1, "heads": 2, "dim_head": 8, "mlp_dim": 16},
@@ -14,6 +17,8 @@ _SMOKE_OPTIONS: dict[str, dict[str, Any]] = {
     "cosine": {},
     "tiny_vae": {"width": 4, "latent": 4, "num_levels": 1},
 }
+# Divides 28 and 32.
+_SMOKE_PATCH_PX = 4
 _SMOKE_AUTOENCODERS: dict[str, dict[str, Any]] = {
     "tiny": {"width": 4, "latent": 4, "num_levels": 1, "num_blocks": 1},
     "vdvae": {
@@ -50,9 +55,14 @@ def shrink(source: Source) -> Source:
         # Three steps are to see both phases.
         turns = {"consecutive": 1, "lag": 0, "max_student_steps": 1, "max_augmentor_steps": 1}
         small["schedule"] = {**_table(tree, "schedule"), **turns, "min_student_steps": 0}
+    if _table(tree, "schedule").get("kind") == "alternate":
+        turns = {"student_steps": 1, "augmentor_steps": 1}
+        small["schedule"] = {**_table(tree, "schedule"), **turns}
     for key in ("student", "teacher"):
         if key in tree:
             small[key] = _small_network(_table(tree, key))
+    if "objective" in tree:
+        small["objective"] = _small_names(_table(tree, "objective"))
     if "augmentor" in tree:
         small["augmentor"] = _small_augmentor(_table(tree, "augmentor"))
     # Suites are of other pictures and classes.
@@ -63,12 +73,34 @@ def shrink(source: Source) -> Source:
 def _small_network(network: dict[str, Any]) -> dict[str, Any]:
     name = str(network.get("name"))
     if name in _SMOKE_OPTIONS:
-        return {"name": name, "options": _SMOKE_OPTIONS[name]}
+        # An objective may read the statistics of BatchNorm.
+        kept = {k: v for k, v in _table(network, "options").items() if k == "batch_norm"}
+        return {"name": name, "options": {**_SMOKE_OPTIONS[name], **kept}}
     if name.startswith("python:"):
-        return {key: value for key, value in network.items() if key != "checkpoint"}
+        kept = {key: value for key, value in network.items() if key != "checkpoint"}
+        options = _table(network, "options")
+        if options.get("trunk") in _SMOKE_OPTIONS:
+            kept["options"] = {**options, "options": _SMOKE_OPTIONS[options["trunk"]]}
+        return kept
     if name.startswith("cifar_resnet"):
         return {"name": "cifar_resnet20"}
-    return {"name": "test_vit" if "vit" in name else "test_resnet"}
+    if "distilled" in name:
+        sizes = {"embed_dim": 24, "depth": 1, "num_heads": 2, "patch_size": _SMOKE_PATCH_PX}
+        return {"name": "deit_tiny_distilled_patch16_224", "options": sizes}
+    # Without it a student has no submodels.
+    kept = {k: v for k, v in _table(network, "options").items() if k == "drop_path_rate"}
+    if "vit" not in name:
+        return {"name": "test_resnet", "options": kept}
+    return {"name": "test_vit", "options": {"patch_size": _SMOKE_PATCH_PX, **kept}}
+
+
+def _small_names(value: Any) -> Any:
+    """The same names of layers where networks have one block."""
+    if isinstance(value, dict):
+        return {key: _small_names(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_small_names(part) for part in value]
+    return re.sub(r"^blocks\.\d+", "blocks.0", value) if isinstance(value, str) else value
 
 
 def _small_augmentor(augmentor: dict[str, Any]) -> dict[str, Any]:
@@ -76,6 +108,8 @@ def _small_augmentor(augmentor: dict[str, Any]) -> dict[str, Any]:
         return {**augmentor, "parts": [_small_augmentor(part) for part in augmentor["parts"]]}
     if augmentor.get("kind") == "patch_mix":
         return {key: value for key, value in augmentor.items() if key != "patch_px"}
+    if augmentor.get("kind") == "generator":
+        return {**augmentor, "latent": 8, "width": 4}
     if augmentor.get("kind") != "autoencoder":
         return augmentor
     net = str(augmentor.get("net", "tiny"))

@@ -81,7 +81,7 @@ class DistillStep(nn.Module):
         # A network passes gradient on to the augmentor only while the augmentor learns.
         with torch.set_grad_enabled(phase is not Phase.STUDENT):
             view = self.make_view(phase, batch, noise)
-            if phase is Phase.JOINT:
+            if phase is Phase.JOINT and needs.climbs:
                 # Value x, gradient -1: the student descends and the augmentor climbs in one pass.
                 reversed_image = 2.0 * view.image.detach() - view.image
                 view = View(reversed_image, view.target_BK, view.original)
@@ -89,7 +89,9 @@ class DistillStep(nn.Module):
         original = batch.image if view.original is None else view.original
         if needs.keep < 1.0:
             view, teacher = self._keep(needs, view, teacher)
-        student = tuple(self._see("student", view.image) for _ in range(needs.student_copies))
+        is_apart = phase is Phase.JOINT and not needs.climbs
+        shown = view.image.detach() if is_apart else view.image
+        student = tuple(self._see("student", shown) for _ in range(needs.student_copies))
         clean_teacher = clean_student = None
         if needs.clean_teacher:
             with torch.no_grad():
@@ -99,6 +101,8 @@ class DistillStep(nn.Module):
         seen = Seen(batch, view, noise, student, teacher, clean_student, clean_teacher)
         if phase is Phase.AUGMENTOR:
             return self.objective.augmentor_loss(seen)
+        if phase is Phase.JOINT:
+            return self.objective.joint_loss(seen)
         return self.objective.student_loss(seen)
 
     def make_view(self, phase: Phase, batch: Batch, noise: Noise) -> View:
@@ -119,7 +123,7 @@ class DistillStep(nn.Module):
         with torch.no_grad():
             judge = self._see("student", view.image) if needs.keep_by_student else teacher
             score_M = self.objective.keep_score(judge)
-            kept = score_M.topk(max(1, int(needs.keep * len(score_M)))).indices
+            kept = score_M.topk(max(1, round(needs.keep * len(score_M)))).indices
         image = view.image[kept].contiguous(memory_format=torch.channels_last)
         target = None if view.target_BK is None else view.target_BK[kept]
         if teacher is not None:

@@ -7,6 +7,7 @@ augmentor -> teacher, student -> objective -> `Learner` -> `PhaseController` -> 
 
 import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from torch import nn
 
 from hard_fast.augment.base import draw_share
 from hard_fast.bank import AugmentorBank
+from hard_fast.batchnorm import recompute_batchnorm
 from hard_fast.build import build_step
 from hard_fast.checkpoint import BestWeights, Checkpointer
 from hard_fast.config import RunConfig
@@ -77,7 +79,8 @@ class Trainer:
         size = config.train.batch_size
         self.data = load_data(config.data, world.device)
         place = {"rank": world.rank, "world_size": world.size}
-        self.loader = self.data.train.loader(batch_size=size, seed=config.seed, **place)
+        self._load = lambda: self.data.train.loader(batch_size=size, seed=config.seed, **place)
+        self.loader = self._load()
         per_epoch = self.loader.num_steps_per_epoch
         self.num_steps = config.train.steps or max(1, round(config.train.epochs * per_epoch))
         self.eval_every = max(1, round(config.train.eval_every_epochs * per_epoch))
@@ -212,7 +215,7 @@ class Trainer:
         if self.engine.average is None:
             metrics |= self.surveyor.row(*turn)
         else:
-            with self.engine.average.applied():
+            with self._averaged():
                 found = self._scores(self.student, with_val=True) | self.surveyor.row(*turn)
             metrics |= {f"average_{name}": score for name, score in found.items()}
         self.net.learn(self.controller.phase)
@@ -238,12 +241,21 @@ class Trainer:
         truth = self.teacher if answer == "values" else None
         return evaluate(network, parts, self.world, answer=answer, truth=truth)
 
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """While it lasts, the student holds its average, if the run keeps one."""
+        average, config = self.engine.average, self.config
+        with average.applied() if average else contextlib.nullcontext():
+            if average and config.average.batchnorm_batches:
+                num = config.average.batchnorm_batches
+                recompute_batchnorm(self.net, self._load(), num, self.world, seed=config.seed)
+            yield
+
     def _finish(self) -> dict[str, Any]:
         is_best = self.config.train.select == "best" or self.is_done
         if is_best:
             self.best.restore()
-        average = self.engine.average
-        with average.applied() if average else contextlib.nullcontext():
+        with self._averaged():
             if self.world.is_main:
                 save_weights(self.student.network, self.run_dir / "student.safetensors")
             metrics = self._scores(self.student)

@@ -39,7 +39,8 @@ class View(NamedTuple):
 
     image:     [M,C,H,W] float in [0,1]; uint8 only before the first augmentor of a chain.
     target_BK: [M,K] soft labels that belong to the picture; None where the data have no labels.
-    original:  [M,C,H,W] the images before anything that learns changed them; None: the batch's own.
+    original:  [M,C,H,W] the images before anything that learns changed them, or [B,C,H,W] those
+               that copies were made of; None: the batch's own.
     """
 
     image: Tensor
@@ -59,6 +60,9 @@ class Needs(NamedTuple):
 
     keep: share of the M images with the highest `keep_score` that the losses see, in (0, 1].
     keep_by_student: whether that score is taken from the student's outputs, not the teacher's.
+    climbs: in a joint phase the augmentor climbs what the student descends. False: it descends a
+            loss of its own, whose gradient comes through the teacher alone; the student sees the
+            image detached, and `joint_loss` adds both up.
     """
 
     teacher: bool = False
@@ -69,6 +73,7 @@ class Needs(NamedTuple):
     teacher_taps: tuple[str, ...] = ()
     keep: float = 1.0
     keep_by_student: bool = False
+    climbs: bool = True
 
 
 class Seen(NamedTuple):

@@ -40,3 +40,39 @@ def test_what_cannot_be_built_names_its_table(tiny_run):
         build(tiny_run, teacher={"checkpoint": "none.pth"})
     with pytest.raises(ValueError, match=r"^\[student\] "):
         build(tiny_run, student={"name": "mlpp"})
+
+
+def test_an_objective_meets_its_networks_and_its_heads_are_the_same_for_a_seed(tiny_run):
+    tree = {key: value for key, value in tiny_run.items() if key not in ("augmentor_optim",)}
+    tree |= {"augmentor": {"kind": "identity"}, "schedule": {"kind": "student_only"}}
+    tree["objective"] = {"kind": "features", "layers": [["linear1", "flatten"]]}
+    first, again = build(tree), build(tree)
+    (head,) = first.objective.projections
+    assert (head.in_features, head.out_features) == (16, 4)
+    assert torch.equal(head.weight, again.objective.projections[0].weight)
+    assert {"objective.projections.0.weight", "student.network.net.linear1.weight"} <= {
+        name for name, p in first.named_parameters() if p.requires_grad
+    }
+    tree["objective"]["layers"] = [["linear1", "conv1"]]
+    with pytest.raises(
+        ValueError, match=r"^objective.layers: the student's 'linear1' gives \[16\]"
+    ):
+        build(tree)
+
+
+def test_a_network_teaches_itself_without_a_teacher(tiny_run):
+    tree = {
+        key: value for key, value in tiny_run.items() if key not in ("augmentor_optim", "teacher")
+    }
+    tree |= {"augmentor": {"kind": "identity"}, "schedule": {"kind": "student_only"}}
+    tree["objective"] = {"kind": "sd_dropout", "feature": "dropout1", "classifier": "head"}
+    assert build(tree).teacher is None
+    for kind in ("byot", "cosub"):
+        tree["objective"] = {"kind": kind}
+        config = parse(RunConfig, Source(tree, {}))
+        assert config.teacher is None
+    with pytest.raises(ValueError, match="objective.kind = 'byot' does not use one"):
+        parse(
+            RunConfig,
+            Source(tree | {"teacher": {"name": "cnn"}, "objective": {"kind": "byot"}}, {}),
+        )

@@ -118,3 +118,37 @@ def test_every_shipped_run_is_valid_and_says_what_it_is():
 def test_merge_of_a_row_replaces_the_augmentor_of_another_kind(tiny_run):
     merged = merge(tiny_run, {"augmentor": {"kind": "noise"}})
     assert parse_tree(merged).augmentor.std == 0.05
+
+
+GENERATOR = {"augmentor": {"kind": "generator"}, "schedule": {"kind": "joint"}}
+NONE = {"data": {"kind": "digits", "val_share": 0.0, "train_zeros": 64}}
+
+
+@pytest.mark.parametrize("objective", ["dafl", "kd"])
+def test_a_generator_needs_no_data(tiny_run, objective):
+    config = parse_tree(tiny_run | GENERATOR | NONE | {"objective": {"kind": objective}})
+    assert config.data.train_zeros == 64 and not config.data.reads_train
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (NONE, "data.train_zeros: use augmentor.kind = 'generator'"),
+        ({"objective": {"kind": "dafl"}}, "rewards augmentor.kind = 'generator'"),
+        (GENERATOR, "has no label and no original"),
+        (GENERATOR | {"objective": {"kind": "cudfkd"}}, "use 'alternate' with 'cudfkd'"),
+        (
+            GENERATOR | {"objective": {"kind": "dafl"}, "schedule": {"kind": "threshold"}},
+            "use 'alternate' with 'dafl'",
+        ),
+        (
+            GENERATOR | {"objective": {"kind": "cudfkd"}, "schedule": {"kind": "alternate"}},
+            "set bank.capacity = 0",
+        ),
+        ({"objective": {"kind": "cudfkd"}, "data": LINE}, "rewards augmentor.kind = 'generator'"),
+    ],
+)
+def test_what_does_not_fit_a_generator_is_one_line(tiny_run, changes, words):
+    with pytest.raises(ConfigError) as caught:
+        parse_tree(tiny_run | changes)
+    assert words in str(caught.value) and "\n" not in str(caught.value)

@@ -113,6 +113,7 @@ def test_every_row_of_a_table_has_the_papers_number_beside_it():
 def test_networks_that_shrinking_replaces_are_built_as_configured():
     runs = [config for name in NAMES for config in runs_of(name).values()]
     pictures = {"cifar10": (10, 3, 32), "pictures": (1000, 3, 224), "line": (1, 1, 1)}
+    pictures["npz"] = (100, 3, 32)
     built = set()
     # Without memory, for the largest has a billion bytes.
     with torch.device("meta"):

@@ -32,6 +32,22 @@ def test_pairs_are_shown_and_what_won_the_patches(tiny_run, tmp_path, augmentor,
     assert not any(module._forward_hooks for module in net.augmentor.modules())
 
 
+def test_a_look_moves_no_statistics_and_leaves_the_mode(tiny_run, tmp_path):
+    tree = tiny_run | {
+        "augmentor": {"kind": "generator", "width": 2},
+        "objective": {"kind": "dafl"},
+    }
+    tree |= {"schedule": {"kind": "joint"}}
+    config = parse(RunConfig, Source(tree, {}))
+    data = load_data(config.data, WORLD.device)
+    net = build_step(config, data, WORLD)
+    net.augmentor.train()
+    before = {name: value.clone() for name, value in net.augmentor.state_dict().items()}
+    assert save_pictures(tmp_path, 1, net, data.test["test"], torch.Generator()) is not None
+    assert all(torch.equal(before[n], v) for n, v in net.augmentor.state_dict().items())
+    assert net.augmentor.training and net.augmentor.net.norm1.training
+
+
 def test_what_is_no_picture_is_not_shown(tiny_run, tmp_path):
     config = parse(RunConfig, Source(tiny_run | {"augmentor": AFFINE}, {}))
     data = load_data(config.data, WORLD.device)

@@ -210,6 +210,40 @@ def test_every_learned_augmentor_runs_and_resumes_exactly(tiny_run, tmp_path, au
     assert same(weights(resumed), weights(whole))
 
 
+@pytest.mark.parametrize(
+    ("objective", "schedule", "phases"),
+    [
+        ("dafl", {"kind": "joint"}, {"joint"}),
+        ("dafl", {"kind": "alternate", "student_steps": 2}, {"student", "augmentor"}),
+        ("cudfkd", {"kind": "alternate", "student_steps": 2}, {"student", "augmentor"}),
+    ],
+)
+def test_a_run_without_data_resumes_exactly(tiny_run, tmp_path, objective, schedule, phases):
+    tree = tiny_run | {"objective": {"kind": objective}, "schedule": schedule}
+    tree["augmentor"] = {"kind": "generator", "latent": 4, "width": 2}
+    tree["data"] = tree["data"] | {"train_zeros": 48, "val_share": 0.0}
+    tree["teacher"] = {"name": "cnn", "options": {"widths": [4, 4, 4], "batch_norm": True}}
+    if "augmentor" in phases:
+        tree["bank"] = {"capacity": 0}
+    whole = build(tree, run_dir=str(tmp_path / "whole"))
+    assert not whole.loader.next_batch().image.any()
+    first = {n: p.detach().clone() for n, p in whole.net.augmentor.named_parameters()}
+    assert set(whole.run()["phases"]) == phases
+    made = dict(whole.net.augmentor.named_parameters())
+    # Behind a BatchNorm a bias moves by rounding alone.
+    moved = [name for name in first if not torch.equal(first[name], made[name])]
+    assert {"net.linear.weight", "net.conv3.weight"} <= set(moved)
+    shutil.copytree(whole.run_dir, tmp_path / "cut")
+    for path in (tmp_path / "cut" / "checkpoints").glob("step_000000012*"):
+        path.unlink()
+    resumed = build(tree, run_dir=str(tmp_path / "cut"))
+    assert resumed.step == 9
+    resumed.run()
+    assert same(weights(resumed), weights(whole))
+    for name, value in whole.net.augmentor.state_dict().items():
+        assert torch.equal(value, resumed.net.augmentor.state_dict()[name]), name
+
+
 def test_an_autoencoder_learns_its_data_and_then_augments_them(tiny_run, tmp_path):
     tree = copy.deepcopy(tiny_run)
     for key in ("teacher", "augmentor_optim"):

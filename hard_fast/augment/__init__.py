@@ -7,9 +7,12 @@ import torch
 from pydantic import Field
 
 from hard_fast.augment.affine import Affine, AffineConfig
+from hard_fast.augment.autoaugment import AutoAugment, AutoConfig
 from hard_fast.augment.autoencoder import Autoencoder, AutoencoderConfig
 from hard_fast.augment.base import Augmentor, is_learned
 from hard_fast.augment.compose import Compose, ComposeConfig
+from hard_fast.augment.copies import Copies, CopiesConfig
+from hard_fast.augment.cutout import Cutout, CutoutConfig
 from hard_fast.augment.erasing import ErasingConfig, RandomErasing
 from hard_fast.augment.fixed import (
     Cutmix,
@@ -25,6 +28,7 @@ from hard_fast.augment.fixed import (
     ShiftsConfig,
     StandardConfig,
 )
+from hard_fast.augment.generator import Generator, GeneratorConfig
 from hard_fast.augment.mix import PatchMix, PatchMixConfig
 from hard_fast.augment.noise import GaussianNoise, NoiseConfig
 from hard_fast.augment.randomized import (
@@ -34,8 +38,17 @@ from hard_fast.augment.randomized import (
     RandomOperations,
     TrivialConfig,
 )
+from hard_fast.augment.tst import Tst, TstConfig
 
-__all__ = ["Augmentor", "AugmentorConfig", "build_augmentor", "is_learned", "learns", "mixes"]
+__all__ = [
+    "Augmentor",
+    "AugmentorConfig",
+    "build_augmentor",
+    "generates",
+    "is_learned",
+    "learns",
+    "mixes",
+]
 
 AugmentorConfig = Annotated[
     IdentityConfig
@@ -46,6 +59,8 @@ AugmentorConfig = Annotated[
     | CutmixConfig
     | MixupCutmixConfig
     | ErasingConfig
+    | CutoutConfig
+    | AutoConfig
     | TrivialConfig
     | RandConfig
     | AugmixConfig
@@ -53,14 +68,18 @@ AugmentorConfig = Annotated[
     | AffineConfig
     | PatchMixConfig
     | AutoencoderConfig
+    | GeneratorConfig
+    | TstConfig
+    | CopiesConfig
     | ComposeConfig,
     Field(discriminator="kind"),
 ]
 # A chain holds configurations of every kind, its own among them.
 ComposeConfig.model_rebuild(_types_namespace={"AugmentorConfig": AugmentorConfig})
+CopiesConfig.model_rebuild(_types_namespace={"AugmentorConfig": AugmentorConfig})
 
-_COLOURS = (TrivialConfig, RandConfig, AugmixConfig)
-_PICTURES = (*_COLOURS, ErasingConfig, AutoencoderConfig)
+_COLOURS = (TrivialConfig, RandConfig, AugmixConfig, AutoConfig, TstConfig)
+_PICTURES = (*_COLOURS, ErasingConfig, CutoutConfig, AutoencoderConfig)
 
 
 def build_augmentor(config: AugmentorConfig, shape: torch.Size, is_picture: bool) -> Augmentor:
@@ -97,6 +116,10 @@ def build_augmentor(config: AugmentorConfig, shape: torch.Size, is_picture: bool
             return MixupCutmix(config)
         case ErasingConfig():
             return RandomErasing(config, shape)
+        case CutoutConfig():
+            return Cutout(config)
+        case AutoConfig():
+            return AutoAugment(config, shape)
         case TrivialConfig() | RandConfig():
             return RandomOperations(config, shape)
         case AugmixConfig():
@@ -109,8 +132,34 @@ def build_augmentor(config: AugmentorConfig, shape: torch.Size, is_picture: bool
             return PatchMix(config, shape)
         case AutoencoderConfig():
             return Autoencoder(config, shape)
+        case GeneratorConfig():
+            return Generator(config, shape)
+        case TstConfig():
+            return Tst(config)
+        case CopiesConfig(base=base, part=part, num=num):
+            _check_copies(config)
+            return Copies(*(build_augmentor(m, shape, is_picture) for m in (base, part)), num)
         case ComposeConfig(parts=parts):
+            _check_chain(parts)
             return Compose([build_augmentor(part, shape, is_picture) for part in parts])
+
+
+def _check_chain(parts: list[AugmentorConfig]) -> None:
+    if any(isinstance(part, CopiesConfig) for part in parts):
+        raise ValueError(
+            "augmentor.parts: 'copies' makes more images than it gets, so it stands alone; put the "
+            "other parts into its base or its part"
+        )
+
+
+def _check_copies(config: CopiesConfig) -> None:
+    for key in ("base", "part"):
+        maker = getattr(config, key)
+        if learns(maker) or isinstance(maker, CopiesConfig):
+            raise ValueError(
+                f"augmentor.{key}.kind = {maker.kind!r}: 'copies' are made by what does not learn, "
+                "and not of copies"
+            )
 
 
 def learns(config: AugmentorConfig) -> bool:
@@ -118,12 +167,18 @@ def learns(config: AugmentorConfig) -> bool:
     match config:
         case NoiseConfig(learned=learned) | AutoencoderConfig(learned=learned):
             return learned
-        case AffineConfig() | PatchMixConfig():
+        case AffineConfig() | PatchMixConfig() | GeneratorConfig() | TstConfig():
             return True
         case ComposeConfig(parts=parts):
             return any(learns(part) for part in parts)
         case _:
             return False
+
+
+def generates(config: AugmentorConfig) -> bool:
+    """Whether the images are made from noise alone, so that the data's own are not looked at."""
+    parts = config.parts if isinstance(config, ComposeConfig) else [config]
+    return any(isinstance(part, GeneratorConfig) for part in parts)
 
 
 def mixes(config: AugmentorConfig) -> bool:

@@ -4,13 +4,14 @@ Letters: N images of a set, B images of a batch, C channels, H rows, W columns.
 """
 
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
+from hard_fast.data.blank import Blank
 from hard_fast.runtime.configfile import Config
 from hard_fast.runtime.seed import derive_seed
 from hard_fast.types import Batch
@@ -122,6 +123,20 @@ class SplitConfig(Config):
     """Decides which images are kept for validation and which ones `train_limit` picks."""
     train_limit: int | None = Field(default=None, ge=1)
     """Images to train on, taken from what the validation split left; None = all of them."""
+    train_zeros: int | None = Field(default=None, ge=1)
+    """For methods that need no data: an epoch is so many images of zeros, and no image or label of
+    the training part reaches the run, unless val_share keeps some to score by."""
+
+    @property
+    def reads_train(self) -> bool:
+        """Whether any image of the training part is looked at."""
+        return self.train_zeros is None or self.val_share > 0.0
+
+    @model_validator(mode="after")
+    def _zeros_have_no_limit(self) -> Self:
+        if self.train_zeros is not None and self.train_limit is not None:
+            raise ValueError("train_limit: train_zeros replaces what it would limit; remove one")
+        return self
 
 
 def place(data: DataSet, config: SplitConfig, device: torch.device) -> DataSet:
@@ -142,9 +157,12 @@ def place(data: DataSet, config: SplitConfig, device: torch.device) -> DataSet:
             )
         order = _permutation(num, derive_seed(config.val_seed, "train_limit"))
         train = _take(train, order[: config.train_limit])
+    train = _move(train, device)
+    if config.train_zeros is not None:
+        train = Blank(config.train_zeros, train.image[:1])
     return DataSet(
         num_classes=data.num_classes,
-        train=_move(train, device),
+        train=train,
         val=None if val is None else _move(val, device),
         test={name: _move(arrays, device) for name, arrays in data.test.items()},
     )

@@ -42,7 +42,8 @@ def read_mnist(config: MnistConfig) -> DataSet:
         image, label = read_idx(paths[0], ndim=3), read_idx(paths[1], ndim=1)
         return checked(image[:, None], label, paths[0], paths[1], num_classes=10)
 
-    train, test = read_part("train"), read_part("t10k")
+    test = read_part("t10k")
+    train = read_part("train") if config.reads_train else test
     check_same_shape(train, test, root)
     return DataSet(10, train, None, with_shifted(test, config.shift_px))
 
@@ -102,9 +103,10 @@ def read_cifar10(config: Cifar10Config) -> DataSet:
     def read(name: str) -> Arrays:
         return read_cifar_file(_require(root, CIFAR10_FOLDERS, (name,), "cifar10"))
 
-    parts = [read(name) for name in CIFAR10_TRAIN]
+    test = read("test_batch.bin")
+    parts = [read(name) for name in CIFAR10_TRAIN] if config.reads_train else [test]
     train = Arrays(torch.cat([p.image for p in parts]), torch.cat([p.label for p in parts]))
-    return DataSet(10, train, None, {"test": read("test_batch.bin")})
+    return DataSet(10, train, None, {"test": test})
 
 
 def read_cifar_file(path: Path) -> Arrays:

@@ -1,8 +1,7 @@
 """The small networks of the HARD and Orbit papers, and the CIFAR-10 residual nets.
 
-Every builder takes num_classes, in_channels and image_size (pixels of a square picture) first; what
-follows are the options a config may set. Letters: B images, C channels, H rows, W columns,
-K classes, N tokens, D channels of one attention head.
+Builders take num_classes, in_channels and image_size (px) first, then what a config may set.
+Letters: B images, C channels, H rows, W columns, K classes, N tokens, D channels of a head.
 """
 
 from collections import OrderedDict
@@ -15,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hard_fast.models.lenet import LENETS
 from hard_fast.models.vae import TinyVae
 
 # Annotations of the builders' options are what a config's values are checked against.
@@ -127,13 +127,13 @@ def resnet(
     in_channels: int,
     image_size: int,
     widths: Widths = (64, 128, 256, 512),
-    num_blocks: Count = 2,
+    num_blocks: Count | Widths = 2,
     projects: bool = True,
 ) -> nn.Sequential:
     """A residual net for small pictures: 3x3 stem of stride 1, no max-pooling, global average.
 
     Args:    widths: channels of each stage; every stage but the first halves the picture.
-             num_blocks: blocks of a stage. projects: a 1x1 convolution where a shortcut changes
+             num_blocks: of each stage or all. projects: a 1x1 convolution where a shortcut changes
              shape (option B), else every second pixel and planes of zeros (option A).
     Returns: [B,C,H,W] -> [B,K]. Layers are named as in the public CIFAR-10 checkpoints.
     Source:  He et al. 2016; defaults are the ResNet-18 of Nix et al. 2022 (Orbit) and HARD.
@@ -144,9 +144,10 @@ def resnet(
         relu=nn.ReLU(),
     )
     in_width = widths[0]
-    for i, width in enumerate(widths, start=1):
+    counts = num_blocks if isinstance(num_blocks, tuple) else (num_blocks,) * len(widths)
+    for i, (width, num) in enumerate(zip(widths, counts, strict=True), start=1):
         blocks = [BasicBlock(in_width, width, 1 if i == 1 else 2, projects)]
-        blocks += [BasicBlock(width, width, 1, projects) for _ in range(num_blocks - 1)]
+        blocks += [BasicBlock(width, width, 1, projects) for _ in range(num - 1)]
         layers[f"layer{i}"] = nn.Sequential(*blocks)
         in_width = width
     layers["pool"] = nn.AdaptiveAvgPool2d(1)
@@ -290,10 +291,10 @@ SMALL_NETS: dict[str, Callable[..., nn.Module]] = {
         emb_dropout=0.0,
         head_hidden=128,
     ),
-    # 53,563,914 parameters for 32x32x3 and ten classes.
+    # 53,563,914 parameters for 32x32x3 and ten classes; 9,523,722 with heads of the usual width.
     "vit_cifar": VisionTransformer,
-    # The same with attention heads of the usual width: 9,523,722.
     "vit_cifar_small": partial(VisionTransformer, dim_head=64),
     "cosine": Cosine,
+    **LENETS,
     "tiny_vae": TinyVae,
 }

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from hard_fast.models.statistics import NORM_GAP, watch_norms
 from hard_fast.types import Outputs
 
 
@@ -65,6 +66,8 @@ class Tapped(nn.Module):
     inner module that runs twice in a call gives its last output, and what a later layer does in
     place does not reach a tap. A network that returns two logits (a distilled ViT while
     `set_distilled_training` is on and it trains) gives their mean, and taps `head` and `head_dist`.
+    One that returns Outputs (branches while it trains) adds its own taps. The tap NORM_GAP is no
+    module but how far from their statistics the BatchNorm layers' inputs are.
 
     Args:    amp_dtype: autocast the network to it, and logits and taps may come in it; None: run
              the network as it is.
@@ -83,7 +86,12 @@ class Tapped(nn.Module):
         self.taps, self.amp_dtype = taps, amp_dtype
         self._seen: dict[str, Tensor] = {}
         modules = {name: module for name, module in bare(network).named_modules() if name}
+        self._gaps: list[Tensor] = []
+        if NORM_GAP in taps:
+            watch_norms(network, self._gaps)
         for name in taps:
+            if name == NORM_GAP:
+                continue
             if name not in modules:
                 raise ValueError(f"tap {name!r}: no such module{nearest(name, modules)}")
             # A partial, not a closure: a deep copy of this module then records into its own dict.
@@ -92,16 +100,22 @@ class Tapped(nn.Module):
     def forward(self, image_BCHW: Tensor) -> Outputs:
         """Logits [B,K] and one tensor per tap, in the order asked for."""
         self._seen.clear()
+        self._gaps.clear()
         if self.amp_dtype is None:
             result = self.network(image_BCHW)
         else:
             with torch.autocast(image_BCHW.device.type, self.amp_dtype):
                 result = self.network(image_BCHW)
+        if self._gaps:
+            self._seen[NORM_GAP] = torch.stack(self._gaps)
+            self._gaps.clear()
         for name in self.taps:
             if name not in self._seen:
                 raise ValueError(f"tap {name!r}: this module did not run")
         taps = {name: self._seen[name] for name in self.taps}
         self._seen.clear()
+        if isinstance(result, Outputs):
+            return Outputs(result.logits_BK, taps | result.taps)
         if isinstance(result, Tensor):
             return Outputs(result, taps)
         if not isinstance(result, tuple) or len(result) != 2:
@@ -110,6 +124,16 @@ class Tapped(nn.Module):
             )
         head, head_dist = result
         return Outputs((head + head_dist) / 2, taps | {"head": head, "head_dist": head_dist})
+
+
+@torch.no_grad()
+def try_out(network: nn.Module, image_BCHW: Tensor) -> Outputs:
+    """What a network in eval mode makes of images; it is left as it was."""
+    was_training = network.training
+    network.eval()
+    found = network(image_BCHW)
+    network.train(was_training)
+    return found
 
 
 def bare(network: nn.Module) -> nn.Module:

@@ -19,6 +19,7 @@ from hard_fast.models.checkpointing import checkpoint_activations
 from hard_fast.models.folding import fold_batchnorm
 from hard_fast.models.options import typed_options
 from hard_fast.models.small import SMALL_NETS
+from hard_fast.models.statistics import NORM_GAP
 from hard_fast.models.taps import Normalized, nearest, set_dtype
 from hard_fast.models.weights import load_weights, save_weights
 from hard_fast.runtime.compile import Precision
@@ -95,7 +96,8 @@ def build_network(
     network = Normalized(net, mean, std)
     if frozen:
         network.eval().requires_grad_(False)
-        fold_batchnorm(network, (in_channels, image_size, image_size), taps)
+        if NORM_GAP not in taps:
+            fold_batchnorm(network, (in_channels, image_size, image_size), taps)
     if config.precision != "auto":
         set_dtype(network, _DTYPES[config.precision])
     if config.checkpointing:

@@ -6,14 +6,42 @@ from pydantic import Field
 
 from hard_fast.objectives.base import Objective
 from hard_fast.objectives.ce import CeConfig, CrossEntropy
+from hard_fast.objectives.cudfkd import Cudfkd, CudfkdConfig
+from hard_fast.objectives.cutmixpick import CutmixPick, CutmixpickConfig
+from hard_fast.objectives.dafl import Dafl, DaflConfig
 from hard_fast.objectives.hard import Hard, HardConfig
 from hard_fast.objectives.kd import Distillation, KdConfig
+from hard_fast.objectives.relations import Features, FeaturesConfig, Relations, RelationsConfig
+from hard_fast.objectives.self_distill import (
+    Byot,
+    ByotConfig,
+    Cosub,
+    CosubConfig,
+    SdDropout,
+    SdDropoutConfig,
+)
+from hard_fast.objectives.token import Token, TokenConfig
+from hard_fast.objectives.tst import TeachWhatYouShould, TstLossConfig
 from hard_fast.objectives.vae import Vae, VaeConfig
 
 __all__ = ["Objective", "ObjectiveConfig", "build_objective"]
 
 ObjectiveConfig = Annotated[
-    CeConfig | KdConfig | HardConfig | VaeConfig, Field(discriminator="kind")
+    CeConfig
+    | KdConfig
+    | HardConfig
+    | VaeConfig
+    | TstLossConfig
+    | DaflConfig
+    | CudfkdConfig
+    | CutmixpickConfig
+    | TokenConfig
+    | ByotConfig
+    | SdDropoutConfig
+    | CosubConfig
+    | RelationsConfig
+    | FeaturesConfig,
+    Field(discriminator="kind"),
 ]
 
 
@@ -26,5 +54,25 @@ def build_objective(config: ObjectiveConfig) -> Objective:
             return Distillation(config)
         case HardConfig():
             return Hard(config)
+        case CutmixpickConfig():
+            return CutmixPick(config)
+        case TokenConfig():
+            return Token(config)
+        case ByotConfig():
+            return Byot(config)
+        case SdDropoutConfig():
+            return SdDropout(config)
+        case CosubConfig():
+            return Cosub(config)
+        case RelationsConfig():
+            return Relations(config)
+        case FeaturesConfig():
+            return Features(config)
+        case TstLossConfig():
+            return TeachWhatYouShould(config)
         case VaeConfig():
             return Vae(config)
+        case DaflConfig():
+            return Dafl(config)
+        case CudfkdConfig():
+            return Cudfkd(config)

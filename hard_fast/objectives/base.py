@@ -1,25 +1,66 @@
 """What the networks are rewarded for: the contract of every objective."""
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from hard_fast.runtime.cycle import Cycle
 from hard_fast.types import LossTerms, Needs, Outputs, Phase, Seen
+
+# Of a softmax: one for the whole run, or one that changes over it.
+Temperature = Annotated[float, Field(gt=0.0)] | Cycle
 
 
 class Objective(nn.Module):
     """The losses of student and augmentor. Heads that it owns train and save with the student."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._cycles: dict[str, Cycle] = {}
+
     def needs(self, phase: Phase) -> Needs:
         """The forward passes that this phase's loss looks at; read once, when the step is built."""
         raise NotImplementedError
+
+    def meet(self, student: nn.Module, teacher: nn.Module | None, image: Tensor) -> None:
+        """Look at the networks once, before the step is built, and make heads of their widths.
+
+        Args:    student, teacher: to Outputs with the taps that were asked for.
+                 image: [1,C,H,W] zeros, on the networks' device.
+        Raises:  ValueError, one line, if they do not fit.
+        """
+
+    def advance(self, step: int, *, num_steps: int, num_steps_per_epoch: int) -> None:
+        """Set what changes over a run, before its 0-based step: 0-dim buffers, filled in place.
+
+        Nothing here may depend on earlier calls, so a run that resumes needs no memory of them.
+        """
+        for name, cycle in self._cycles.items():
+            getattr(self, name).fill_(cycle.at(step, num_steps))
+
+    def hold(self, **values: float | Cycle) -> None:
+        """Keep each value as a 0-dim buffer of its name; `advance` leads it through its cycle."""
+        for name, value in values.items():
+            if isinstance(value, Cycle):
+                self._cycles[name] = value
+            setattr(self, name, constant(value.ends if isinstance(value, Cycle) else value))
 
     def keep_score(self, outputs: Outputs) -> Tensor:
         """[M] the higher, the sooner kept; asked for only where `needs(phase).keep` < 1."""
         raise NotImplementedError
 
     def student_loss(self, seen: Seen) -> LossTerms:
-        """What the student minimises. In a joint phase the augmentor climbs it."""
+        """What the student minimises."""
         raise NotImplementedError
+
+    def joint_loss(self, seen: Seen) -> LossTerms:
+        """What both minimise in a joint phase; if `needs` says `climbs`, the augmentor climbs it.
+
+        The student's loss, unless an objective says otherwise.
+        """
+        return self.student_loss(seen)
 
     def augmentor_loss(self, seen: Seen) -> LossTerms:
         """What the augmentor minimises in a phase of its own."""

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from hard_fast.objectives.base import Objective, constant, terms
+from hard_fast.objectives.base import Objective, Temperature, terms
 from hard_fast.objectives.terms import cross_entropy, disagreement, kd_kl, squared_error
 from hard_fast.runtime.configfile import Config
 from hard_fast.types import LossTerms, Needs, Phase, Seen
@@ -14,7 +14,7 @@ from hard_fast.types import LossTerms, Needs, Phase, Seen
 class DistanceConfig(Config):
     """How far two networks' outputs are apart; shared by every objective with a teacher."""
 
-    temperature: float = Field(default=5.0, gt=0.0)
+    temperature: Temperature = 5.0
     """T of the softmax, in the student's and the teacher's logits; the loss carries T squared."""
     distance: Literal["kl", "mse"] = "kl"
     """kl between softmaxes; mse between raw outputs, for regression."""
@@ -36,7 +36,7 @@ class Distillation(Objective):
 
     def __init__(self, config: KdConfig) -> None:
         super().__init__()
-        self.temperature = constant(config.temperature)
+        self.hold(temperature=config.temperature)
         self.ce_share = config.ce_share
         self.is_kl = config.distance == "kl"
 

@@ -1,22 +1,41 @@
-"""A moving average of a network's weights, which often scores better than the weights."""
+"""An average of a network's weights over a run, which often scores better than the weights."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from hard_fast.runtime.configfile import Config
 
 
 class AverageConfig(Config):
-    """An exponential moving average of the weights."""
+    """An average of the weights: moving (ema), or equal over the tail of the run (swa).
 
+    swa with start = 0.1 and the defaults is WAKD (arXiv:2309.11446): all iterates but the first
+    tenth, for which no validation is needed. SWA (arXiv:1803.05407) takes one of each epoch, later
+    in the run and at a constant or cyclic rate, and computes BatchNorm's statistics anew.
+    """
+
+    kind: Literal["ema", "swa"] = "ema"
     decay: float = Field(default=0.9998, gt=0, lt=1)
-    """Share of the old average at each step; early on (1 + n) / (10 + n) after n steps, if that is
-    less, so that the initial weights are soon forgotten."""
+    """Of ema: share of the old average at each step; early on (1 + n) / (10 + n) after n steps, if
+    that is less, so that the initial weights are soon forgotten."""
+    start: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of the run after which averaging begins; the weights before count for nothing."""
+    every_epochs: float = Field(default=0.0, ge=0.0)
+    """Epochs between the weights that are averaged; 0: those of every step."""
+    batchnorm_batches: int = Field(default=0, ge=0)
+    """Training batches from which the averaged network computes BatchNorm's statistics anew, each
+    time it is evaluated or saved; 0: the statistics are averaged as the weights are."""
+
+    @model_validator(mode="after")
+    def _uses_every_setting(self) -> "AverageConfig":
+        if self.kind == "swa" and self.decay != type(self).model_fields["decay"].default:
+            raise ValueError(f"decay = {self.decay}: kind = 'swa' weighs all alike; leave it out")
+        return self
 
 
 class WeightAverage:
@@ -25,10 +44,18 @@ class WeightAverage:
     Float parameters and buffers are averaged; the others, such as counters, are copied.
 
     Args:    module: on its device already, since buffers that move are replaced.
+             num_steps, num_steps_per_epoch: of the whole run.
     Source:  The warm-up is that of TensorFlow's ExponentialMovingAverage with `num_updates`.
     """
 
-    def __init__(self, module: nn.Module, config: AverageConfig) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        config: AverageConfig,
+        *,
+        num_steps: int = 1,
+        num_steps_per_epoch: int = 1,
+    ) -> None:
         # Tied weights stand under several names; they are averaged once.
         seen: dict[int, str] = {}
         self._weights: dict[str, Tensor] = {}
@@ -38,15 +65,19 @@ class WeightAverage:
         self._averages = {name: value.detach().clone() for name, value in self._weights.items()}
         self._floats = [name for name, value in self._weights.items() if value.is_floating_point()]
         self._rest = [name for name in self._weights if name not in set(self._floats)]
-        self._decay = config.decay
+        self._is_equal, self._decay = config.kind == "swa", config.decay
+        self._first = int(config.start * num_steps)
+        self._every = max(1, round(config.every_epochs * num_steps_per_epoch))
         self._num_updates = 0
         self._is_applied = False
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Move the averages towards the weights as they are now; nothing waits for the device."""
+    def update(self, step: int) -> None:
+        """Take in the weights after a 0-based step, if they count; nothing waits for the device."""
         assert not self._is_applied, "the module holds the averages themselves"
-        decay = min(self._decay, (1 + self._num_updates) / (10 + self._num_updates))
+        if step < self._first or (step + 1 - self._first) % self._every:
+            return
+        decay = self._share_of_old()
         self._num_updates += 1
         averages, weights = self._averages, self._weights
         if self._floats:
@@ -60,6 +91,13 @@ class WeightAverage:
                 [averages[name] for name in self._rest], [weights[name] for name in self._rest]
             )
 
+    def _share_of_old(self) -> float:
+        num = self._num_updates
+        if self._is_equal:
+            return num / (num + 1)
+        # Untrained weights count in a run's first step alone.
+        return 0.0 if self._first and not num else min(self._decay, (1 + num) / (10 + num))
+
     def of(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The averages of some of the module's own tensors."""
         names = {id(weight): name for name, weight in self._weights.items()}
@@ -69,14 +107,16 @@ class WeightAverage:
     def applied(self) -> Iterator[None]:
         """While it lasts, the module holds the averages; then exactly its own weights again.
 
-        Values are copied and storages stay, so that compiled code and optimizers notice nothing.
-        What changes the weights meanwhile is undone at the end.
+        Before anything was averaged it holds its own. Values are copied and storages stay, so that
+        compiled code and optimizers notice nothing. What changes the weights meanwhile is undone
+        at the end.
         """
         assert not self._is_applied, "the averages are applied already"
         kept = {name: weight.detach().clone() for name, weight in self._weights.items()}
         self._is_applied = True
         try:
-            self._fill(self._averages)
+            if self._num_updates:
+                self._fill(self._averages)
             yield
         finally:
             self._fill(kept)

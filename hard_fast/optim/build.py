@@ -13,6 +13,7 @@ from hard_fast.optim.eight_bit import eight_bit_rules
 from hard_fast.optim.flat import FlatOptimizer, Rule, lion_rule
 from hard_fast.optim.schedule import ConstantRateConfig, RateConfig
 from hard_fast.runtime.configfile import Config
+from hard_fast.runtime.cycle import Cycle
 
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 _FUSED_DEVICES = {"cpu", "cuda"}
@@ -29,12 +30,13 @@ class OptimConfig(Config):
 
     kind: Literal["adam", "adamw", "sgd", "lion", "lion8bit", "lion_auto", "adamw8bit"] = "adam"
     lr: float = Field(gt=0, allow_inf_nan=False)
-    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Cycle = 0.0
     # None: the kind's usual ones, (0.9, 0.99) for lion and (0.9, 0.999) for adam.
     betas: tuple[_Beta, _Beta] | None = None
     momentum: float = Field(default=0.9, ge=0, lt=1)  # sgd only
     nesterov: bool = False  # sgd only
-    clip_norm: float | None = Field(default=None, gt=0)  # total gradient norm; None: no clipping
+    # Total gradient norm; None: no clipping.
+    clip_norm: Annotated[float, Field(gt=0)] | Cycle | None = None
     # Whether weight decay falls on tensors with fewer than two dimensions too. None: with adam
     # only, since the papers' L2 falls on every parameter.
     decay_norm_and_bias: bool | None = None
@@ -111,9 +113,11 @@ def _groups(config: OptimConfig, trainable: list[tuple[str, nn.Parameter]]) -> l
         decays_all = config.kind == "adam"
     decayed = [(name, p) for name, p in trainable if decays_all or p.ndim >= 2]
     rest = [(name, p) for name, p in trainable if not (decays_all or p.ndim >= 2)]
+    decay = config.weight_decay
+    decay = decay.ends if isinstance(decay, Cycle) else decay
     groups = []
     for prefix, factor in [*config.lr_factors.items(), ("", 1.0)]:
-        for members, weight_decay in ((decayed, config.weight_decay), (rest, 0.0)):
+        for members, weight_decay in ((decayed, decay), (rest, 0.0)):
             own = [(n, p) for n, p in members if _factor_key(config, n) == prefix]
             if own:
                 groups.append({"params": own, "weight_decay": weight_decay, "lr_factor": factor})

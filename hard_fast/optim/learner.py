@@ -9,6 +9,7 @@ from torch.amp import GradScaler
 
 from hard_fast.optim.build import OptimConfig, build_optimizer, clip_
 from hard_fast.optim.schedule import build_rate, set_rate
+from hard_fast.runtime.cycle import Cycle
 
 
 class Learner:
@@ -35,6 +36,9 @@ class Learner:
         self._config = config
         self.keeps_gradients = keeps_gradients
         self._optimizer = build_optimizer(config, parameters)
+        groups = self._optimizer.param_groups
+        self._decayed = [place for place, group in enumerate(groups) if group["weight_decay"] > 0]
+        self._num_steps = num_steps
         self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         if keeps_gradients:
             for parameter in self._parameters:
@@ -52,10 +56,14 @@ class Learner:
         learned in a step, the caller owes `scaler.update()`.
         """
         set_rate(self._optimizer, self.lr(step))
+        if isinstance(self._config.weight_decay, Cycle):
+            for place in self._decayed:
+                decay = self._now(self._config.weight_decay, step)
+                self._optimizer.param_groups[place]["weight_decay"] = decay
         if self._config.clip_norm is not None:
             if scaler is not None:
                 scaler.unscale_(self._optimizer)
-            clip_(self._parameters, self._config.clip_norm)
+            clip_(self._parameters, self._now(self._config.clip_norm, step))
         if scaler is None:
             self._optimizer.step()
         else:
@@ -65,6 +73,9 @@ class Learner:
     def lr(self, step: int) -> float:
         """The learning rate of a 0-based step."""
         return self._config.lr * self.rate.factor(step)
+
+    def _now(self, value: float | Cycle, step: int) -> float:
+        return value.at(step, self._num_steps) if isinstance(value, Cycle) else value
 
     def forget(self) -> None:
         """Drop the optimizer's moments, since the parameters were set to other values."""

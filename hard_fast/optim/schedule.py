@@ -28,6 +28,15 @@ class CosineRateConfig(Config):
     final: float = Field(default=0.0, ge=0, le=1)  # share of the full rate
 
 
+class StepsRateConfig(Config):
+    """The full learning rate, and a share of it less from each of some epochs on."""
+
+    kind: Literal["steps"] = "steps"
+    warmup_epochs: _Epochs = 0.0  # epochs
+    epochs: list[_Epochs] = Field(min_length=1)  # of the run, at which the rate drops
+    factor: float = Field(default=0.1, gt=0, lt=1)  # of the rate, at each of them
+
+
 class PlateauRateConfig(Config):
     """A lower rate, from the best weights, each time the validation score stops getting better.
 
@@ -42,7 +51,8 @@ class PlateauRateConfig(Config):
 
 
 RateConfig = Annotated[
-    ConstantRateConfig | CosineRateConfig | PlateauRateConfig, Field(discriminator="kind")
+    ConstantRateConfig | CosineRateConfig | StepsRateConfig | PlateauRateConfig,
+    Field(discriminator="kind"),
 ]
 
 
@@ -122,6 +132,18 @@ class CosineRate(RateSchedule):
         return self._final + (1.0 - self._final) * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
+class StepsRate(RateSchedule):
+    """A lower rate from the first step of each given epoch on."""
+
+    def __init__(self, config: StepsRateConfig, num_steps: int, num_steps_per_epoch: int) -> None:
+        super().__init__(config.warmup_epochs, num_steps, num_steps_per_epoch)
+        self._drops = [round(epoch * num_steps_per_epoch) for epoch in config.epochs]
+        self._factor = config.factor
+
+    def _decay(self, step: int) -> float:
+        return self._factor ** sum(drop <= step for drop in self._drops)
+
+
 class PlateauRate(RateSchedule):
     """Decay and go back to the best weights after `patience` evaluations without a better score.
 
@@ -183,6 +205,8 @@ def build_rate(config: RateConfig, *, num_steps: int, num_steps_per_epoch: int) 
             return RateSchedule(config.warmup_epochs, num_steps, num_steps_per_epoch)
         case "cosine":
             return CosineRate(config, num_steps, num_steps_per_epoch)
+        case "steps":
+            return StepsRate(config, num_steps, num_steps_per_epoch)
         case "plateau":
             return PlateauRate(config, num_steps, num_steps_per_epoch)
 

@@ -19,6 +19,8 @@ SIZES = {
     "vit_cifar_small": (10, 3, 32),
     "cosine": (1, 1, 1),
     "tiny_vae": (2, 1, 28),
+    "lenet5": (10, 1, 28),
+    "lenet5_half": (10, 1, 28),
 }
 
 
@@ -99,6 +101,14 @@ def test_mlp_defaults_and_the_toy():
     toy = SMALL_NETS["mlp"](1, 1, 1, hidden=(64, 64), dropout=0.0, head_bias=True)
     assert toy(torch.linspace(-3, 3, 5).view(5, 1, 1, 1)).shape == (5, 1)
     assert sum(p.numel() for p in toy.parameters()) == 64 * 2 + 64 * 65 + 65
+
+
+def test_stages_may_have_blocks_of_their_own_number():
+    """ResNet-34 for ten classes of small pictures, as the data-free methods' teacher."""
+    with torch.device("meta"):
+        net = SMALL_NETS["resnet18_3x3"](10, 3, 32, num_blocks=(3, 4, 6, 3))
+    assert [len(net.get_submodule(f"layer{i}")) for i in range(1, 5)] == [3, 4, 6, 3]
+    assert sum(p.numel() for p in net.parameters()) == 21_282_122
 
 
 def test_resnet18_keeps_the_resolution_of_small_pictures():

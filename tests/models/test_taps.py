@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hard_fast.models.small import SMALL_NETS
-from hard_fast.models.taps import Normalized, Tapped, bare, set_dtype
+from hard_fast.models.taps import Normalized, Tapped, bare, set_dtype, try_out
 from hard_fast.types import Outputs
 
 
@@ -208,6 +208,36 @@ def test_a_pair_of_logits_gives_their_mean_and_two_taps():
     # Asked for by name, both heads are there in eval mode too.
     asked = Tapped(net, ("head", "head_dist"))(x)
     torch.testing.assert_close(asked.taps["head_dist"], training.taps["head_dist"])
+
+
+class _Telling(nn.Module):
+    """A network that returns Outputs of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Outputs:
+        logits = self.linear(x.flatten(1))
+        return Outputs(logits, {"own": 2 * logits})
+
+
+def test_outputs_of_a_networks_own_are_added_to_the_taps():
+    x = torch.rand(4, 3, 1, 1)
+    found = Tapped(_Telling(), ("linear",))(x)
+    assert list(found.taps) == ["linear", "own"]
+    torch.testing.assert_close(found.taps["own"], 2 * found.logits_BK)
+    torch.testing.assert_close(found.taps["linear"], found.logits_BK)
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_trying_out_leaves_a_network_as_it_was(trains):
+    tapped = Tapped(_small_resnet(), ("layer1",)).train(trains)
+    before = {name: value.clone() for name, value in tapped.state_dict().items()}
+    found = try_out(tapped, torch.rand(1, 3, 8, 8))
+    assert found.taps["layer1"].shape == (1, 4, 8, 8) and not found.logits_BK.requires_grad
+    assert all(module.training == trains for module in tapped.modules())
+    assert all(torch.equal(before[name], value) for name, value in tapped.state_dict().items())
 
 
 def test_timm_distilled_vit_in_training():

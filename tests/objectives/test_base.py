@@ -1,7 +1,12 @@
 import pytest
 import torch
 
+from hard_fast.objectives import build_objective
 from hard_fast.objectives.base import Objective, constant, terms
+from hard_fast.objectives.hard import HardConfig
+from hard_fast.objectives.kd import KdConfig
+from hard_fast.objectives.tst import TstLossConfig
+from hard_fast.runtime.cycle import Cycle
 
 
 def test_terms_keep_the_gradient_in_the_loss_alone():
@@ -22,3 +27,16 @@ def test_a_constant_is_a_tensor_that_is_not_saved():
 def test_an_objective_without_a_loss_for_augmentors_says_so():
     with pytest.raises(ValueError, match="student_only"):
         Objective().augmentor_loss(None)
+
+
+@pytest.mark.parametrize("config", [KdConfig, HardConfig, TstLossConfig])
+def test_a_temperature_goes_through_its_cycle_in_place(config):
+    objective = build_objective(config(temperature=Cycle(ends=1.0, peak=4.0)))
+    held = objective.temperature
+    for step, wanted in ((0, 1.0), (1, 2.5), (2, 4.0), (4, 1.0), (1, 2.5)):
+        objective.advance(step, num_steps=5, num_steps_per_epoch=1)
+        assert objective.temperature is held and held.item() == wanted
+    assert not objective.state_dict()
+    fixed = build_objective(config(temperature=3.0))
+    fixed.advance(2, num_steps=5, num_steps_per_epoch=1)
+    assert fixed.temperature.item() == 3.0

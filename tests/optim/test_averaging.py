@@ -32,7 +32,7 @@ def train(net, optimizer, average, steps):
         net(image).square().sum().backward()
         optimizer.step()
         optimizer.zero_grad()
-        average.update()
+        average.update(step)
 
 
 def make(decay=0.9, kind="sgd"):
@@ -61,11 +61,43 @@ def test_average_by_hand():
     expected = 0.0
     for weight, decay in ((1.0, 1 / 10), (2.0, 2 / 11), (4.0, 0.2), (8.0, 0.2)):
         net.weight.data.fill_(weight)
-        average.update()
+        average.update(0)
         expected = decay * expected + (1 - decay) * weight
         with average.applied():
             assert net.weight.item() == pytest.approx(expected, rel=1e-6)
         assert net.weight.item() == weight
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        # Steps 0 to 7 have the weights 1, 2, 4 ... 128; an epoch has two.
+        ({"kind": "swa"}, 255 / 8),
+        ({"kind": "swa", "start": 0.25}, (4 + 8 + 16 + 32 + 64 + 128) / 6),
+        ({"kind": "swa", "start": 0.5, "every_epochs": 1.0}, (32 + 128) / 2),
+        # After the first weights, decays of 2/11 and 3/12.
+        ({"kind": "ema", "start": 0.7}, 0.25 * (2 / 11 * 32 + 9 / 11 * 64) + 0.75 * 128),
+    ],
+)
+def test_the_tail_of_a_run_by_hand(changes, expected):
+    net = nn.Linear(1, 1, bias=False)
+    net.weight.data.fill_(-1000.0)
+    length = {"num_steps": 8, "num_steps_per_epoch": 2}
+    average = WeightAverage(net, AverageConfig(**changes), **length)
+    for step in range(8):
+        net.weight.data.fill_(2.0**step)
+        average.update(step)
+        if step == 0 and "start" in changes:
+            # Nothing is averaged yet.
+            with average.applied():
+                assert net.weight.item() == 1.0
+    with average.applied():
+        assert net.weight.item() == pytest.approx(expected)
+
+
+def test_a_decay_is_not_for_equal_weights():
+    with pytest.raises(ValidationError, match="weighs all alike"):
+        AverageConfig(kind="swa", decay=0.9)
 
 
 def test_default_decay_is_reached_and_bounded():
@@ -124,14 +156,14 @@ def test_weights_come_back_after_an_error():
         assert not torch.equal(net.conv.weight, before["conv.weight"])
         raise RuntimeError("boom")
     assert_same(values(net), before)
-    average.update()
+    average.update(0)
 
 
 def test_averages_are_neither_averaged_nor_swapped_twice():
     net, average, _ = make()
     with average.applied():
         with pytest.raises(AssertionError, match="averages themselves"):
-            average.update()
+            average.update(0)
         with pytest.raises(AssertionError, match="applied already"), average.applied():
             pass
 
@@ -153,7 +185,7 @@ def test_resumed_average_is_bitwise_equal():
     train(again, stepper, resumed, range(3, 5))
     with average.applied(), resumed.applied():
         assert_same(values(net), values(again))
-    average.update()
+    average.update(0)
     # What was saved is a copy, not the averages that move on.
     assert not torch.equal(
         saved["average"]["averages"]["conv.weight"],
@@ -173,10 +205,10 @@ def test_averages_of_another_network_are_refused():
 def test_updating_does_not_wait_for_the_device():
     net = Net().cuda()
     average = WeightAverage(net, AverageConfig())
-    average.update()
+    average.update(0)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        average.update()
+        average.update(0)
         with average.applied():
             pass
     finally:

@@ -7,6 +7,7 @@ from torch import nn
 from hard_fast.optim.build import OptimConfig
 from hard_fast.optim.learner import Learner
 from hard_fast.optim.schedule import CosineRateConfig
+from hard_fast.runtime.cycle import Cycle
 
 
 def make(layer, *, keeps_gradients=False, **changes):
@@ -37,6 +38,36 @@ def test_gradients_are_clipped_to_their_total_norm():
     give_gradient(layer, 5.0)
     learner.update(0)
     torch.testing.assert_close(layer.weight.norm().item(), 0.1, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw", "lion"])
+def test_weight_decay_goes_its_cycle_where_there_is_any(kind):
+    layer = nn.Linear(2, 2)
+    changes = {} if kind == "sgd" else {"momentum": 0.9}
+    decay = Cycle(ends=0.1, peak=0.5)
+    learner = make(layer, kind=kind, weight_decay=decay, **changes)
+    before = {name: p.detach().clone() for name, p in layer.named_parameters()}
+    for step, share in ((0, 0.1), (3, 0.1)):
+        give_gradient(layer, 0.0)
+        learner.update(step)
+        before["weight"] *= 1 - 0.1 * share
+    learner.load_state_dict(copy.deepcopy(learner.state_dict()))
+    give_gradient(layer, 0.0)
+    learner.update(1)
+    # A third of the run is done: 2/3 of the way to the peak.
+    before["weight"] *= 1 - 0.1 * (0.1 + 0.4 * 2 / 3)
+    torch.testing.assert_close(layer.weight, before["weight"])
+    assert torch.equal(layer.bias, before["bias"])
+
+
+def test_clipping_goes_its_cycle():
+    layer = nn.Linear(4, 1, bias=False)
+    learner = make(layer, clip_norm=Cycle(ends=1.0, peak=4.0))
+    for step, norm in ((0, 1.0), (1, 3.0), (3, 1.0)):
+        layer.weight.data.fill_(0.0)
+        give_gradient(layer, 50.0)
+        learner.update(step)
+        torch.testing.assert_close(layer.weight.norm().item(), 0.1 * norm, rtol=1e-4, atol=0)
 
 
 def test_kept_gradients_are_zero_in_the_same_memory():

@@ -11,6 +11,7 @@ from hard_fast.optim.schedule import (
     CosineRateConfig,
     PlateauRateConfig,
     RateConfig,
+    StepsRateConfig,
     Verdict,
     build_rate,
     set_rate,
@@ -29,6 +30,12 @@ def test_constant_with_warmup():
 def test_constant_without_warmup_is_one_from_the_first_step():
     rate = build_rate(ConstantRateConfig(), num_steps=1, num_steps_per_epoch=1)
     assert rate.factor(0) == 1.0
+
+
+def test_steps_by_hand():
+    config = StepsRateConfig(warmup_epochs=1.0, epochs=[1.5, 3], factor=0.5)
+    rate = build_rate(config, num_steps=8, num_steps_per_epoch=2)
+    assert [rate.factor(step) for step in range(8)] == [0.5, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]
 
 
 def test_cosine_by_hand():
