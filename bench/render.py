@@ -15,7 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent
 START, END = "<!-- performance table -->", "<!-- end -->"
 
 BENCHES = ("step", "end_to_end", "loader", "memory")
-"""Shown row by row, in this order; the many rows of `kernels` make one line."""
+"""Shown row by row, in this order."""
+SUMMED = {"kernels": ("affine_mix", "ms"), "evaluate": ("corruptions, by size", "images/s")}
+"""Benches whose many rows make one line each: what a reader calls them, and their unit."""
 OURS = "hard_fast"
 """Other implementations of ours begin so too, and are no peers."""
 _ORIGIN = ("torch", "commit")
@@ -115,8 +117,10 @@ def _lines(rows: list[Row]) -> list[str]:
             peer = f"{_number(best['p50'], unit)} ({best['impl']})"
             ratio = f"{_advantage(ours[0], best):.2f}"
         lines.append(f"| {case} | {what} | {_number(ours[0]['p50'], unit)} | {peer} | {ratio} |")
-    kernels = [row for row in rows if row["bench"] == "kernels"]
-    return lines + _optimizer_lines(rows) + _kernel_line(kernels)
+    lines += _optimizer_lines(rows)
+    for bench, (what, unit) in SUMMED.items():
+        lines += _summed_line([row for row in rows if row["bench"] == bench], what, unit)
+    return lines
 
 
 def _optimizer_lines(rows: list[Row]) -> list[str]:
@@ -133,8 +137,8 @@ def _optimizer_lines(rows: list[Row]) -> list[str]:
     ]
 
 
-def _kernel_line(rows: list[Row]) -> list[str]:
-    """One line for all cases of the kernel: how often ours fits in the best peer."""
+def _summed_line(rows: list[Row], what: str, unit: str) -> list[str]:
+    """One line for all cases of a bench: how many times as good as the best peer ours is."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["case"], row["metric"]), []).append(row)
@@ -146,7 +150,7 @@ def _kernel_line(rows: list[Row]) -> list[str]:
     if not found:
         return []
     span = f"{min(found):.1f} to {max(found):.1f}, median {percentile(found, 50):.1f}"
-    return [f"| affine_mix, {len(found)} cases | ms | | | {span} |"]
+    return [f"| {what}, {len(found)} cases | {unit} | | | {span} |"]
 
 
 def _best_peer(rows: list[Row]) -> Row | None:
