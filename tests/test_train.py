@@ -218,6 +218,20 @@ def _wait_for_progress(process, checkpoints, num_before):
         time.sleep(0.01)
 
 
+GENERATORS = {
+    "vdvae": {
+        "enc_blocks": "16x1,16d2,8d8,1x1",
+        "dec_blocks": "1x1,8m1,8x1,16m8,16x1",
+        "channels": 1,
+        "width": 16,
+        "zdim": 2,
+        "num_mixtures": 2,
+        "train_from_block": 1,
+    },
+    "rqvae": {"width": 8, "multipliers": [1, 1], "latent": 8, "num_codes": 8, "norm_groups": 4},
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "options"),
@@ -229,6 +243,9 @@ def _wait_for_progress(process, checkpoints, num_before):
         ("hard", ["distributed.teacher=sharded", "distributed.gradient_dtype=bf16"]),
         ("patch_mix", ["train.accumulate=2"]),
         ("vae_affine", []),
+        ("vdvae", []),
+        ("rqvae", []),
+        ("noise", []),
     ],
 )
 def test_two_processes_are_equal_to_each_other_and_to_one(tiny_run, tmp_path, kind, options):
@@ -252,6 +269,10 @@ def test_two_processes_are_equal_to_each_other_and_to_one(tiny_run, tmp_path, ki
         sizes = {"width": 4, "latent": 4, "num_levels": 1, "num_blocks": 1}
         maker = {"kind": "autoencoder", "options": sizes}
         tree |= {"augmentor": {"kind": "compose", "parts": [maker, {"kind": "affine"}]}}
+    if kind in GENERATORS:
+        tree |= {"augmentor": {"kind": "autoencoder", "net": kind, "options": GENERATORS[kind]}}
+    if kind == "noise":
+        tree |= {"augmentor": {"kind": "noise"}}
     config = write(tmp_path, tree)
     assert main(["--config", config, f"run_dir={tmp_path / 'one'}"]) == 0
     run_two("-m", "hard_fast.train", "--config", config, *options)
@@ -264,7 +285,7 @@ def test_two_processes_are_equal_to_each_other_and_to_one(tiny_run, tmp_path, ki
     rows = [read_rows(d / "metrics.jsonl") for d in (tmp_path / "one", Path(tiny_run["run_dir"]))]
     switches = [[(r["step"], r["to"]) for r in read if r["kind"] == "switch"] for read in rows]
     assert switches[0] == switches[1]
-    assert bool(switches[0]) == (kind in ("hard", "vae_affine"))
+    assert bool(switches[0]) == (kind not in ("mixup", "patch_mix"))
     losses = [[r[r["phase"]]["loss"] for r in read if r["kind"] == "train"] for read in rows]
     assert len(losses[0]) == 8 and losses[1] == pytest.approx(losses[0], rel=1e-4, abs=1e-5)
     assert [r["timing"]["averaging"] > 0 for r in rows[1] if r["kind"] == "train"] == [True] * 8
