@@ -1,11 +1,12 @@
 """Pictures probed by several processes; one that ends or hangs its process is found, not fatal."""
 
 import contextlib
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from multiprocessing import connection, get_context
+from multiprocessing import connection, forkserver, get_context
 from multiprocessing.context import BaseContext
 from pathlib import Path
 
@@ -38,6 +39,13 @@ class Scan:
         # Not fork: torch and the progress bar have threads. Imports happen once, in the server.
         context = get_context("forkserver")
         context.set_forkserver_preload([answer.__module__])
+        # What starts while SIGINT is ignored ignores it from its first moment: a ctrl-C that falls
+        # into a process's birth is answered by this one alone.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.signal(signal.SIGINT, before)
         workers = {worker.pipe: worker for worker in map(_Worker, [context] * self._num_workers)}
         try:
             while workers:
