@@ -22,6 +22,7 @@ from hard_fast.evals.survey import Findings, open_suites, survey
 from hard_fast.report.evaluation import evaluation_table
 from hard_fast.report.page import write_run_report
 from hard_fast.runtime import dist
+from hard_fast.runtime.arguments import at_least
 from hard_fast.runtime.dist import World
 from hard_fast.runtime.environment import versions
 
@@ -87,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--label-map", type=Path, metavar="FILE", help="{folder: [outputs]}")
     parser.add_argument("--teacher", metavar="NAME_OR_DIR", help="instead of the run's own")
     parser.add_argument("--paper", metavar="ROW", help='such as "R18 HARD-Affine"')
-    parser.add_argument("--limit", type=_count, metavar="N", help="samples of each part")
+    parser.add_argument("--limit", type=at_least(1), metavar="N", help="samples of each part")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     return parser
@@ -108,12 +109,5 @@ def _tell(tree: dict[str, Any], options: argparse.Namespace) -> None:
         print(write_run_report(run), file=sys.stderr)
 
 
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be 1 or more")
-    return value
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    dist.end(main())

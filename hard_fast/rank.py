@@ -23,6 +23,7 @@ from hard_fast.data.dali import TooManyBadFiles
 from hard_fast.evals import contenders as asked
 from hard_fast.evals.stddev import measure, rank
 from hard_fast.report.ranking import correlate, correlation_table, ranking_table, write_ranking
+from hard_fast.runtime.arguments import at_least
 from hard_fast.runtime.configfile import read
 from hard_fast.runtime.environment import versions
 from hard_fast.runtime.files import write_atomic
@@ -114,10 +115,10 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--config", metavar="FILE_OR_NAME", help="a study, or a run with a teacher")
     what.add_argument("--ranking", type=Path, metavar="FILE", help="JSON of an earlier ranking")
     parser.add_argument("--run", type=Path, metavar="DIR", action="append", default=[])
-    parser.add_argument("--draws", type=_at_least(2), default=100, metavar="N")
-    parser.add_argument("--batches", type=_at_least(1), default=5, metavar="N", help="in a draw")
-    parser.add_argument("--batch-size", type=_at_least(1), default=64, metavar="N")
-    parser.add_argument("--resamples", type=_at_least(100), default=1000, metavar="N")
+    parser.add_argument("--draws", type=at_least(2), default=100, metavar="N")
+    parser.add_argument("--batches", type=at_least(1), default=5, metavar="N", help="in a draw")
+    parser.add_argument("--batch-size", type=at_least(1), default=64, metavar="N")
+    parser.add_argument("--resamples", type=at_least(100), default=1000, metavar="N")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="a picture, such as rank.png")
@@ -125,15 +126,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--metric", default="nll", help="of the students, with --study")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     return parser
-
-
-def _at_least(least: int) -> Any:
-    def number(text: str) -> int:
-        if (value := int(text)) < least:
-            raise argparse.ArgumentTypeError(f"{text}: must be {least} or more")
-        return value
-
-    return number
 
 
 if __name__ == "__main__":

@@ -115,4 +115,4 @@ def _claim(run_dir: Path, config: RunConfig, resume: bool) -> str | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    dist.end(main())

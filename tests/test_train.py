@@ -304,7 +304,7 @@ for name, value in [*trainer.net.state_dict().items(), *averages.items()]:
     mean = value.float().clone()
     dist.mean_([mean])
     assert torch.equal(mean, value.float()), name
-dist.leave()
+dist.end(0)
 """
 
 

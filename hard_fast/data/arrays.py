@@ -37,8 +37,8 @@ class Loader(Protocol):
         """Continue from there."""
 
 
-class Part(Protocol):
-    """The training, validation or test part of a data set, wherever its images are."""
+class EvalPart(Protocol):
+    """A part of a data set as far as evaluation asks for it."""
 
     @property
     def num(self) -> int:
@@ -52,11 +52,15 @@ class Part(Protocol):
     def is_picture(self) -> bool:
         """Whether the images are uint8 pictures; else floats in the data's own range."""
 
-    def loader(self, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> Loader:
-        """Training batches; `batch_size` is that of all processes together."""
-
     def batches(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """Every sample exactly once over all processes, `batch_size` at most at a time."""
+
+
+class Part(EvalPart, Protocol):
+    """The training, validation or test part of a data set, wherever its images are."""
+
+    def loader(self, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> Loader:
+        """Training batches; `batch_size` is that of all processes together."""
 
 
 class Arrays(NamedTuple):

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 
 from hard_fast.data import Arrays
+from hard_fast.data.arrays import EvalPart
 from hard_fast.data.pictures import Pictures
 from hard_fast.evals.suites import Loaded
 from hard_fast.evals.suites.corrupted import CorruptedPart
 from hard_fast.evals.suites.stored import Stored
-from hard_fast.evals.suites.suite import EvalPart
 
 _SEED = 0
 

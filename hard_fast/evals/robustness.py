@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hard_fast.augment.base import to_float
+from hard_fast.data.arrays import EvalPart
 from hard_fast.evals.subject import open_run
-from hard_fast.evals.suites import EvalPart
 from hard_fast.evals.survey import open_suites
 from hard_fast.runtime import dist
+from hard_fast.runtime.arguments import at_least
 from hard_fast.runtime.dist import World
 from hard_fast.runtime.files import write_atomic
 
@@ -183,11 +184,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--suite", required=True, metavar="NAME", help="what the network answers")
     parser.add_argument("--outside", default="", metavar="A,B", help="suites of other images")
     parser.add_argument("--data-root", required=True, type=Path, metavar="DIR")
-    parser.add_argument("--limit", type=int, metavar="N", help="samples of each set")
+    parser.add_argument("--limit", type=at_least(1), metavar="N", help="samples of each set")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--radius", type=float, default=8 / 255, help="of pixels in [0,1]")
     parser.add_argument("--step", type=float, default=2 / 255)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=at_least(1), default=10)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     return parser
@@ -199,4 +200,4 @@ def _logits(network: nn.Module, image: Tensor) -> Tensor:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    dist.end(main())

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from hard_fast.augment.base import to_float
+from hard_fast.data.arrays import EvalPart
 from hard_fast.evals import scores
-from hard_fast.evals.suites import EvalPart, Loaded
+from hard_fast.evals.suites import Loaded
 from hard_fast.runtime import dist, parallel
 from hard_fast.runtime.dist import World
 from hard_fast.types import Batch

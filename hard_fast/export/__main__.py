@@ -24,6 +24,7 @@ from hard_fast.export.formats import OPSET, Format
 from hard_fast.export.job import OWN, Order, export
 from hard_fast.export.quantize import Int8Config, Method
 from hard_fast.runtime import dist
+from hard_fast.runtime.arguments import at_least
 from hard_fast.runtime.configfile import Config, parse, read, read_overrides
 from hard_fast.smoke import shrink
 
@@ -74,10 +75,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--suites", default="", metavar="A,B", help=f"{OWN}: the run's own tests")
     parser.add_argument("--data-root", type=Path, default=Path("data"), metavar="DIR")
     parser.add_argument("--label-map", type=Path, metavar="FILE", help="{folder: [outputs]}")
-    parser.add_argument("--limit", type=_count, metavar="N", help="samples of each test set")
+    parser.add_argument("--limit", type=at_least(1), metavar="N", help="samples of each test set")
     parser.add_argument("--teacher", metavar="NAME_OR_DIR", help="instead of the run's own")
     parser.add_argument("--opset", type=int, default=OPSET, metavar="N", help="of ONNX")
-    parser.add_argument("--threads", type=_count, metavar="N", help="of one call")
+    parser.add_argument("--threads", type=at_least(1), metavar="N", help="of one call")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     return parser
 
@@ -119,13 +120,6 @@ def _choices(flag: str, text: str, known: Sequence[str]) -> list[str]:
         if name not in known:
             raise ValueError(f"{flag} {name}: unknown; choose from {', '.join(known)}")
     return list(dict.fromkeys(names))
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be 1 or more")
-    return value
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """Processes of one run. Only it and parallel.py touch torch.distributed."""
 
+import atexit
 import collections
 import datetime
 import os
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -104,6 +106,24 @@ def leave() -> None:
     """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def end(code: int) -> NoReturn:
+    """Leave and end this process; under torchrun without the interpreter's end, all written.
+
+    A thread of the group that outlives `leave` and lets go of a tensor while the interpreter goes
+    down aborts its process ("terminate called without an active exception"), and torchrun then
+    ends the others, though they may still be writing.
+
+    Source:  pytorch/pytorch#179291, pytorch/pytorch#190489.
+    """
+    leave()
+    if "RANK" in os.environ:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def barrier() -> None:

@@ -54,7 +54,7 @@ layer.running_mean.fill_(world.rank)
 dist.broadcast_module(layer)
 assert layer.weight.sum() == 0 and layer.running_mean.sum() == 0
 dist.barrier()
-dist.leave()
+dist.end(0)
 """
 
 
@@ -74,6 +74,35 @@ def run_two(script: Path, *arguments: str) -> None:
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
+
+
+ENDING = """
+import atexit, sys
+from hard_fast.runtime import dist
+
+class Last:
+    def __del__(self):
+        print("the interpreter has ended")
+
+last = Last()
+atexit.register(print, "all is written")
+print("unflushed", end=" ", file=sys.stdout)
+dist.end(3)
+"""
+
+
+@pytest.mark.parametrize("rank", [None, "1"])
+def test_under_a_launcher_a_process_ends_before_its_interpreter_does(rank):
+    """Threads of a group must not meet an interpreter that goes down."""
+    env = {name: value for name, value in os.environ.items() if name != "RANK"}
+    if rank:
+        env["RANK"] = rank
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING], capture_output=True, text=True, env=env, timeout=60
+    )
+    assert done.returncode == 3, done.stderr
+    end = "" if rank else "the interpreter has ended\n"
+    assert done.stdout == f"unflushed all is written\n{end}"
 
 
 def test_one_process_stands_alone_and_changes_nothing(monkeypatch):

@@ -98,5 +98,5 @@ layer = parallel.sync_batchnorm(nn.BatchNorm2d(2).to(world.device), world)
 got = layer(image[2 * world.rank : 2 * world.rank + 2])
 want = nn.BatchNorm2d(2).to(world.device)(image)[2 * world.rank : 2 * world.rank + 2]
 torch.testing.assert_close(got, want)
-dist.leave()
+dist.end(0)
 """

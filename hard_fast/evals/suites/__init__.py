@@ -9,7 +9,6 @@ from hard_fast.evals.suites.catalogue import SUITES
 from hard_fast.evals.suites.corrupted import CorruptedPart, number
 from hard_fast.evals.suites.names import SuiteName, parse_name, split_names
 from hard_fast.evals.suites.suite import (
-    EvalPart,
     Loaded,
     Missing,
     PictureFormat,
@@ -20,7 +19,6 @@ from hard_fast.evals.suites.summary import summarise
 
 __all__ = [
     "SUITES",
-    "EvalPart",
     "Loaded",
     "Missing",
     "PictureFormat",

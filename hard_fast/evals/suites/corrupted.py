@@ -10,11 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hard_fast.data.arrays import Arrays
+from hard_fast.data.arrays import Arrays, EvalPart
 from hard_fast.data.pictures import Pictures
 from hard_fast.evals.corruptions import corrupt
 from hard_fast.evals.suites.stored import Stored
-from hard_fast.evals.suites.suite import EvalPart
 from hard_fast.types import Batch
 
 

@@ -3,16 +3,16 @@
 Letters: N samples of a part, S labels of a sample, G outputs of a class.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from hard_fast.data.arrays import EvalPart
 from hard_fast.evals.published import PAPER_ROWS
-from hard_fast.types import Batch
 
 
 class Missing(Exception):
@@ -29,25 +29,6 @@ class PictureFormat(NamedTuple):
     size: int
     eval_crop: float
     interpolation: Literal["bilinear", "bicubic"]
-
-
-class EvalPart(Protocol):
-    """A part of a data set as far as evaluation asks for it; every `hard_fast.data.Part` is one."""
-
-    @property
-    def num(self) -> int:
-        """How many samples there are."""
-
-    @property
-    def image_shape(self) -> torch.Size:
-        """C, H, W of every image."""
-
-    @property
-    def is_picture(self) -> bool:
-        """Whether the images are uint8 pictures; else floats in the data's own range."""
-
-    def batches(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
-        """Every sample exactly once over all processes, `batch_size` at most at a time."""
 
 
 class Loaded(NamedTuple):
