@@ -1,18 +1,20 @@
 """python -m bench.render [--check] [--rows FILE] [--readme FILE]
 
-Writes README's table of speed and memory, between its two markers, out of bench/results.jsonl.
-`--check` changes nothing and fails if the table is not that of the results.
+Writes README's tables between their markers: speed and memory out of bench/results.jsonl, methods
+out of configs/. `--check` changes nothing and fails if a table is not that of its source.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
+from bench.methods import methods_table
 from bench.timing import IS_LOWER_BETTER, Row, newest, percentile, read_rows
+from hard_fast.runtime.configfile import CONFIG_FOLDER
 from hard_fast.runtime.files import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
-START, END = "<!-- performance table -->", "<!-- end -->"
+END = "<!-- end -->"
 
 BENCHES = ("step", "end_to_end", "loader", "memory")
 """Shown row by row, in this order."""
@@ -55,16 +57,17 @@ def performance_table(rows: list[Row]) -> str:
     return "\n\n".join(tables)
 
 
-def fill(text: str, table: str) -> str:
-    """The text with the table between its markers.
+def fill(text: str, name: str, table: str) -> str:
+    """The text with the table between the markers of its name.
 
     Raises:  ValueError where they are missing or in the wrong order.
     """
-    before, start, rest = text.partition(START)
+    marker = f"<!-- {name} table -->"
+    before, start, rest = text.partition(marker)
     _, end, after = rest.partition(END)
     if not (start and end):
-        raise ValueError(f"lacks a line {START} and after it a line {END}")
-    return f"{before}{START}\n{table}\n{END}{after}"
+        raise ValueError(f"lacks a line {marker} and after it a line {END}")
+    return f"{before}{marker}\n{table}\n{END}{after}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -77,7 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         text = options.readme.read_text(encoding="utf-8")
-        filled = fill(text, performance_table(read_rows(options.rows)))
+        filled = fill(text, "methods", methods_table(CONFIG_FOLDER))
+        filled = fill(filled, "performance", performance_table(read_rows(options.rows)))
     except OSError as error:
         print(f"error: {options.readme}: cannot be read: {error.strerror}", file=sys.stderr)
         return 2
@@ -89,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if options.check:
         print(
-            f"{options.readme}: its table is not that of {options.rows.name}; run "
+            f"{options.readme}: its tables are not those of {options.rows.name} and configs/; run "
             "python -m bench.render",
             file=sys.stderr,
         )

@@ -3,7 +3,12 @@ import json
 import pytest
 
 from bench import render
-from bench.render import END, START
+from bench.methods import methods_table
+from bench.render import END
+from hard_fast.runtime.configfile import CONFIG_FOLDER
+
+METHODS = "<!-- methods table -->"
+SPEED = "<!-- performance table -->"
 
 
 def row(bench, case, impl, metric, unit, p50, **more):
@@ -31,7 +36,7 @@ ROWS = [
 ]
 
 
-def write(tmp_path, rows, readme=f"# title\n\n{START}\nold\n{END}\n\nrest\n"):
+def write(tmp_path, rows, readme=f"# title\n\n{METHODS}\n{END}\n{SPEED}\nold\n{END}\n\nrest\n"):
     lines, page = tmp_path / "rows.jsonl", tmp_path / "README.md"
     lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
     page.write_text(readme)
@@ -65,19 +70,20 @@ def test_writing_changes_only_what_lies_between_the_markers(tmp_path, capsys):
     options, page = write(tmp_path, ROWS)
     assert render.main([*options, "--check"]) == 1
     assert "run python -m bench.render" in capsys.readouterr().err
-    assert page.read_text() == f"# title\n\n{START}\nold\n{END}\n\nrest\n"
+    assert page.read_text() == f"# title\n\n{METHODS}\n{END}\n{SPEED}\nold\n{END}\n\nrest\n"
     assert render.main(options) == 0
-    table = render.performance_table(ROWS)
-    assert page.read_text() == f"# title\n\n{START}\n{table}\n{END}\n\nrest\n"
+    methods, speed = methods_table(CONFIG_FOLDER), render.performance_table(ROWS)
+    tables = f"{METHODS}\n{methods}\n{END}\n{SPEED}\n{speed}\n{END}"
+    assert page.read_text() == f"# title\n\n{tables}\n\nrest\n"
     assert render.main([*options, "--check"]) == 0
 
 
-@pytest.mark.parametrize("readme", ["no marker", f"{START}\n", f"{END}\n{START}\n"])
+@pytest.mark.parametrize("readme", ["no marker", f"{METHODS}\n", f"{END}\n{METHODS}\n"])
 def test_missing_markers_are_one_line(readme, tmp_path, capsys):
     options, page = write(tmp_path, ROWS, readme)
     assert render.main(options) == 2
     said = capsys.readouterr().err
-    assert said == f"error: {page} lacks a line {START} and after it a line {END}\n"
+    assert said == f"error: {page} lacks a line {METHODS} and after it a line {END}\n"
     assert page.read_text() == readme
 
 
