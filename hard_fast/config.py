@@ -13,8 +13,8 @@ from hard_fast.evals.published import paper_row
 from hard_fast.evals.runner import Answer
 from hard_fast.evals.surveyor import EvaluationConfig
 from hard_fast.models.zoo import NetworkConfig
-from hard_fast.objectives import ObjectiveConfig
-from hard_fast.optim.averaging import AverageConfig
+from hard_fast.objectives import ObjectiveConfig, check_reaches_all, compares_answers
+from hard_fast.optim.averaging import AverageConfig, check_tail
 from hard_fast.optim.build import OptimConfig
 from hard_fast.optim.schedule import ConstantRateConfig
 from hard_fast.phases import JointConfig, ScheduleConfig, StudentOnlyConfig, ThresholdConfig
@@ -94,6 +94,11 @@ class RunConfig(Config):
         return fingerprint(self.model_dump(mode="json", exclude=aside | {"checkpoint": {"keep"}}))
 
     @property
+    def shares_classes(self) -> bool:
+        """Whether the teacher, if there is one, knows the student's classes and no others."""
+        return self.teacher is None or self.teacher.num_classes is None
+
+    @property
     def is_regression(self) -> bool:
         """Whether outputs are numbers to match rather than classes to choose."""
         return self.data.kind == "line"
@@ -128,6 +133,12 @@ def _check_teacher(config: RunConfig) -> None:
         raise ValueError(f"teacher: objective.kind = {kind!r} does not use one; remove [teacher]")
     if kind not in _TEACHERLESS and config.teacher is None:
         raise ValueError(f"teacher: objective.kind = {kind!r} needs a [teacher]")
+    clash = not config.shares_classes and compares_answers(config.objective)
+    if config.student.num_classes or clash:
+        raise ValueError(
+            "student.num_classes, teacher.num_classes: only a teacher may know other classes, with "
+            "objective.kind = 'prototypes', or 'features' or 'relations' without kd_weight"
+        )
     if (kind == "vae") != (config.student.name == "tiny_vae"):
         raise ValueError(
             f"student.name = {config.student.name!r}, objective.kind = {kind!r}: student "
@@ -261,6 +272,8 @@ def _check_networks(config: RunConfig) -> None:
         )
     if teacher is None and config.distributed.teacher == "sharded":
         raise ValueError("distributed.teacher = 'sharded': there is no [teacher]; remove it")
+    if config.distributed.overlap:
+        check_reaches_all(config.objective)
     if config.train.augmentor_batch_size and not is_own_phase(config.schedule):
         raise ValueError(
             f"train.augmentor_batch_size: schedule.kind = {config.schedule.kind!r} has no phase "
@@ -269,6 +282,7 @@ def _check_networks(config: RunConfig) -> None:
 
 
 def _check_average(config: RunConfig) -> None:
+    check_tail(config.average, config.optim.rate)
     if config.average and (config.train.select == "best" or config.optim.rate.kind == "plateau"):
         raise ValueError(
             "average: the result is the average of the last weights, while train.select = 'best' "

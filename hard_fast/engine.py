@@ -24,6 +24,7 @@ from hard_fast.runtime.compile import (
     is_compiled,
     use_cache,
 )
+from hard_fast.runtime.cycle import Cycle, Held
 from hard_fast.runtime.dist import DistributedConfig, World
 from hard_fast.step import DistillStep
 from hard_fast.types import Batch, LossTerms, Noise, Outputs, Phase
@@ -61,6 +62,9 @@ class Engine:
         net.learn(Phase.JOINT)
         self.taught = nn.ModuleDict({"student": net.student, "objective": net.objective})
         self._length = {"num_steps": num_steps, "num_steps_per_epoch": num_steps_per_epoch}
+        self._held = [module for module in net.modules() if isinstance(module, Held)]
+        # A run that is resumed at its end uses what its last step did.
+        self._advance(num_steps - 1)
         length = dict(self._length)
         # A CUDA graph gives gradients the same memory each time, so those that add up stay apart.
         has_graphs = config.compile.mode in CUDA_GRAPH_MODES
@@ -68,8 +72,11 @@ class Engine:
         self.learner = Learner(config.optim, self.taught.named_parameters(), **length)
         self.augmentor_learner = None
         if config.augmentor_optim:
+            if config.augmentor_optim.update_every != 1:
+                raise ValueError("augmentor_optim.update_every: must be 1, an update in each step")
             parameters = net.augmentor.named_parameters()
             self.augmentor_learner = Learner(config.augmentor_optim, parameters, **length)
+        self._update_every = config.optim.update_every
         self._full_rates = {"student": config.optim.lr}
         if config.augmentor_optim:
             self._full_rates["augmentor"] = config.augmentor_optim.lr
@@ -161,6 +168,11 @@ class Engine:
         train, world = self._train, self._world
         share = train.batch_size // world.size
         passes = f" in {train.accumulate} passes" if train.accumulate > 1 else ""
+        every = self._update_every
+        if isinstance(every, Cycle):
+            passes += f", an update after {every.ends:g} to {every.peak:g} steps"
+        elif every > 1:
+            passes += f", an update after {every} steps"
         rates = ", ".join(f"{name} {rate:g}" for name, rate in self._full_rates.items())
         return (
             f"{train.batch_size} images a step = {world.size} x {share} on "
@@ -179,7 +191,7 @@ class Engine:
         Args:    step: 0-based number of the step in the run, for the learning rates.
         """
         self._not_compiled.discard(phase)
-        self.net.objective.advance(step, **self._length)
+        self._advance(step)
         if self._routes:
             self.net.route(**self._routes[phase])
         parts = list(self._parts(phase, batch, noise))
@@ -195,16 +207,24 @@ class Engine:
         values = sums / len(parts)
         gradients = [p.grad for p in self._averaged[phase] if p.grad is not None]
         self.averager.mean_(gradients, exact=[values])
+        error, *logs = values.unbind()
+        named = dict(zip(terms.logs, logs, strict=True))
         if phase is not Phase.AUGMENTOR:
-            self.learner.update(step, self._scaler)
+            self.learner.update(step, self._scaler, named["loss"])
+        elif step + 1 == self._length["num_steps"]:
+            self.learner.finish(step, self._scaler)
         if phase is not Phase.STUDENT:
-            self.augmentor_learner.update(step, self._scaler)
+            self.augmentor_learner.update(step, self._scaler, named["loss"])
         if self._scaler.is_enabled():
             self._scaler.update()
         if self.average is not None and phase is not Phase.AUGMENTOR:
             self.average.update(step)
-        error, *logs = values.unbind()
-        return Result(error, dict(zip(terms.logs, logs, strict=True)))
+        return Result(error, named)
+
+    def _advance(self, step: int) -> None:
+        """Set all that changes over a run to a 0-based step."""
+        for module in self._held:
+            module.advance(step, **self._length)
 
     def _parts(self, phase: Phase, batch: Batch, noise: Noise) -> Iterator[tuple[Batch, Noise]]:
         """The rows of a batch and of its noise, in the pieces that go through the networks."""

@@ -17,6 +17,7 @@ _SMOKE_OPTIONS: dict[str, dict[str, Any]] = {
     "cosine": {},
     "tiny_vae": {"width": 4, "latent": 4, "num_levels": 1},
 }
+_SMOKE_BNEXT = {"widths": [8, 16], "depths": 1}
 # Divides 28 and 32.
 _SMOKE_PATCH_PX = 4
 _SMOKE_AUTOENCODERS: dict[str, dict[str, Any]] = {
@@ -60,7 +61,11 @@ def shrink(source: Source) -> Source:
         small["schedule"] = {**_table(tree, "schedule"), **turns}
     for key in ("student", "teacher"):
         if key in tree:
-            small[key] = _small_network(_table(tree, key))
+            whole = _table(tree, key)
+            kept = {k: v for k, v in whole.items() if k in ("num_classes", "watermark")}
+            if "dropout" in whole:
+                kept["dropout"] = _small_names(whole["dropout"])
+            small[key] = {**_small_network(whole), **kept}
     if "objective" in tree:
         small["objective"] = _small_names(_table(tree, "objective"))
     if "augmentor" in tree:
@@ -72,6 +77,9 @@ def shrink(source: Source) -> Source:
 
 def _small_network(network: dict[str, Any]) -> dict[str, Any]:
     name = str(network.get("name"))
+    if name.startswith("bnext"):
+        kept = {k: v for k, v in _table(network, "options").items() if k == "binary"}
+        return {"name": name, "options": {**_SMOKE_BNEXT, **kept}}
     if name in _SMOKE_OPTIONS:
         # An objective may read the statistics of BatchNorm.
         kept = {k: v for k, v in _table(network, "options").items() if k == "batch_norm"}

@@ -45,6 +45,8 @@ class RowConfig(Config):
     """Seeds of this row; None: the study's."""
     teacher_row: str | None = None
     """A row above whose student is this row's teacher: of the same seed, or of its first."""
+    teacher_classes: int | None = Field(default=None, ge=1)
+    """How many classes that row tells apart, where they are not this row's."""
     run: dict[str, Any] = {}
     """Sections of the run that differ from the common ones."""
 
@@ -74,6 +76,8 @@ class _Study(Config):
                 taken["teacher"] = "teacher_row"
             for key in taken.keys() & row.run.keys():
                 raise ValueError(f"rows.{name}.run.{key}: is set by {taken[key]}; remove it")
+            if row.teacher_classes is not None and row.teacher_row is None:
+                raise ValueError(f"rows.{name}.teacher_classes: there is no teacher_row; remove it")
         for name in self.study.paper.keys() - self.rows.keys():
             raise ValueError(f"study.paper.{name}: there is no such row")
         return self
@@ -166,6 +170,7 @@ def load_study(name: str, overrides: list[str]) -> tuple[_Study, list[_Run], Pat
                     # Where its own training began is no concern of those it teaches.
                     "pretrained": False,
                     "new_head": False,
+                    "num_classes": row_config.teacher_classes,
                 }
             try:
                 config = parse(RunConfig, shrink(Source(tree, source.origin)))

@@ -53,6 +53,14 @@ LINE = {"kind": "line"}
             {"train": {"steps": 3, "select": "best"}, "data": {"kind": "digits", "val_share": 0.0}},
             "val_share",
         ),
+        ({"student": {"name": "mlp", "num_classes": 4}}, "only a teacher may know other classes"),
+        ({"teacher": {"name": "cnn", "num_classes": 4}}, "only a teacher may know other classes"),
+        (
+            {"teacher": {"name": "cnn", "num_classes": 4}, "augmentor_optim": None, **FIXED}
+            | {"objective": {"kind": "features", "layers": [["a", "b"]], "kd_weight": 0.5}},
+            "student.num_classes, teacher.num_classes: ",
+        ),
+        ({"teacher": {"name": "cnn", "watermark": {"key": 1, "strength": 0.0}}}, "strength"),
         ({"schedule": {"kind": "threshold", "l_max": 1.0}}, "a share of the images"),
         ({"schedule": {"kind": "threshold", "max_augmentor_steps": 3}}, "ends the turn before"),
         ({"data": LINE, "objective": {"kind": "hard", "distance": "mse"}}, "changes pictures"),
@@ -118,6 +126,26 @@ def test_every_shipped_run_is_valid_and_says_what_it_is():
 def test_merge_of_a_row_replaces_the_augmentor_of_another_kind(tiny_run):
     merged = merge(tiny_run, {"augmentor": {"kind": "noise"}})
     assert parse_tree(merged).augmentor.std == 0.05
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"kind": "features", "layers": [["a", "b"]]},
+        {"kind": "prototypes", "student_layer": "a", "teacher_layer": "b"},
+        {"kind": "relations", "student_layer": "a", "teacher_layer": "b"},
+    ],
+)
+def test_a_teacher_of_other_classes_teaches_by_inner_layers(tiny_run, objective):
+    tree = {key: value for key, value in tiny_run.items() if key != "augmentor_optim"} | FIXED
+    mark = {"key": 3, "label": 2}
+    teacher = {"name": "cnn", "num_classes": 7, "watermark": mark}
+    for smoke in (False, True):
+        changes = {"teacher": teacher, "objective": objective, "smoke": smoke}
+        config = parse_tree(tree | changes)
+        assert config.teacher.num_classes == 7 and config.teacher.watermark.key == 3
+        assert not config.shares_classes
+    assert parse_tree(tiny_run).shares_classes
 
 
 GENERATOR = {"augmentor": {"kind": "generator"}, "schedule": {"kind": "joint"}}

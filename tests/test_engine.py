@@ -124,6 +124,59 @@ def test_an_engine_says_how_its_batch_comes_about(tiny_run):
     assert build(tiny_run).engine.notice(Phase.STUDENT) is None
 
 
+@pytest.mark.parametrize("changes", [{}, {"accumulate": 2}, {"precision": "fp16"}])
+def test_gathered_steps_are_one_of_the_batches_together(tiny_run, changes):
+    """Two steps of eight images, and one of sixteen: without BatchNorm and dropout they are one."""
+    student = {"options": {"hidden": [16], "dropout": 0.0}}
+    optim = {"kind": "sgd", "momentum": 0.0, "lr": 0.1, "clip_norm": 0.5}
+    common = {"student": student, "augmentor_optim": {"kind": "sgd", "lr": 0.1}}
+    one = build(tiny_run, optim=optim, train=changes, **common)
+    batch, noise = one_batch(one)
+    small = {**changes, "batch_size": 8}
+    two = build(tiny_run, optim=optim | {"update_every": 2}, train=small, **common)
+
+    def by_halves():
+        for step, rows in enumerate((slice(0, 8), slice(8, 16))):
+            own = {name: value[rows] for name, value in noise.items()}
+            part = Batch(batch.image[rows], batch.label[rows])
+            two.engine.step(Phase.STUDENT, step, part, own)
+
+    for trainer in (one, two):
+        trainer.net.learn(Phase.STUDENT)
+    wanted = changes_of(one.net.student, lambda: one.engine.step(Phase.STUDENT, 0, batch, noise))
+    found = changes_of(two.net.student, by_halves)
+    assert any(change.abs().sum() > 0 for change in wanted)
+    rtol, atol = (0.02, 2e-4) if "precision" in changes else (1e-4, 1e-7)
+    torch.testing.assert_close(found, wanted, rtol=rtol, atol=atol)
+    assert "an update after 2 steps" in two.engine.describe()
+
+
+def test_an_augmentors_last_step_leaves_no_gradient_of_the_student_unused(tiny_run):
+    trainer = build(tiny_run, optim={"lr": 1e-3, "update_every": 8})
+    for step, phase in ((10, Phase.STUDENT), (11, Phase.AUGMENTOR)):
+        trainer.net.learn(phase)
+        turn = partial(trainer.engine.step, phase, step, *one_batch(trainer))
+        changes = changes_of(trainer.net.student, turn)
+        moved = any(change.abs().sum() > 0 for change in changes)
+        assert moved == (phase is Phase.AUGMENTOR)
+    with pytest.raises(ValueError, match="augmentor_optim.update_every"):
+        build(tiny_run, augmentor_optim={"update_every": 2})
+
+
+def test_all_that_changes_over_a_run_is_set_before_a_step(tiny_run):
+    cyclic = {"kind": "random_affine", "rotation_deg": {"ends": 0.0, "peak": 90.0}}
+    parts = [cyclic, {"kind": "affine", "std": 0.1}]
+    trainer = build(tiny_run, augmentor={"kind": "compose", "parts": parts})
+    net = trainer.net
+    warps = net.augmentor.parts[0], net.drawn.parts[0]
+    # Of the last step, before the first one is made.
+    assert [warp.rotation.item() for warp in warps] == [0.0, 0.0]
+    net.learn(Phase.STUDENT)
+    trainer.engine.step(Phase.STUDENT, 3, *one_batch(trainer))
+    # Of 12 steps: 3 are 6/11 of the way to the peak, of a right angle.
+    assert [warp.rotation.item() for warp in warps] == pytest.approx([6 / 11 * 1.5707963] * 2)
+
+
 def test_networks_called_one_by_one_are_the_same_step(tiny_run):
     results = []
     for region in ("step", "networks"):

@@ -32,6 +32,14 @@ def test_smoke_keeps_the_kinds_and_shrinks_the_rest(tiny_run):
     assert parse_tree(tree) == config, "shrinking what is small already changes nothing"
 
 
+def test_layer_dropout_stays_with_the_names_of_the_small_network(tiny_run):
+    dropout = {"layers": ["blocks.11", "norm"]}
+    student = {"name": "vit_small_patch16_224", "dropout": dropout}
+    config = parse_tree(tiny_run | {"smoke": True, "student": student})
+    assert config.student.name == "test_vit"
+    assert config.student.dropout.layers == ["blocks.0", "norm"]
+
+
 def test_every_shipped_run_shrinks_to_one_that_can_be_cut():
     runs = 0
     for file in sorted(CONFIG_FOLDER.rglob("*.toml")):

@@ -109,6 +109,8 @@ def test_the_directory_of_a_run_follows_its_configuration(study, tmp_path):
         ({"rows": {"kd": {"teacher_row": "techer"}}}, "rows.kd.teacher_row = 'techer'"),
         ({"rows": {"kd": {"run": {"optim": {"lrr": 1}}}}}, "rows.kd: "),
         ({"rows": {"kd": {"sedes": [1]}}}, "did you mean 'seeds'"),
+        ({"rows": {"teacher": {"teacher_classes": 3}}}, "there is no teacher_row; remove it"),
+        ({"rows": {"kd": {"teacher_classes": 3}}}, "teacher.num_classes: only a teacher may"),
         ({"study": {"job": 2}}, "did you mean 'jobs'"),
         ({"study": {"paper": {"hrad": {"top1": 1.0}}}}, "study.paper.hrad: there is no such row"),
         ({"rows": {"kd": {"run": {"seed": 3}}}}, "rows.kd.run.seed: is set by seeds"),

@@ -6,14 +6,16 @@ Letters: B images of a batch, M images made, C channels, H rows, W columns, K cl
 import torch
 from torch import Tensor, nn
 
+from hard_fast.runtime.cycle import Held
 from hard_fast.types import Noise, View
 
 
-class Augmentor(nn.Module):
+class Augmentor(Held):
     """Makes the images that the networks see. It learns if it has trainable parameters.
 
     All randomness is drawn by `draw_noise`, outside the compiled step and for the global batch, so
-    that `forward` is a pure function and one process sees what many would.
+    that `forward` is a pure function and one process sees what many would. What it holds may change
+    over a run for `forward` alone: noise is drawn before a step's values are set.
 
     group:  how many neighbouring images are mixed together; a batch holds whole groups.
     """

@@ -3,13 +3,14 @@
 Letters: B images, C channels, H rows, W columns.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 
 from hard_fast.augment.base import Augmentor, to_float
 from hard_fast.runtime.configfile import Config
+from hard_fast.runtime.cycle import Cycle, within
 from hard_fast.types import Noise, View
 
 
@@ -17,7 +18,7 @@ class CutoutConfig(Config):
     """One square per image, its centre anywhere in the picture (arXiv:1708.04552)."""
 
     kind: Literal["cutout"] = "cutout"
-    side: float = Field(default=0.5, gt=0.0, le=1.0)
+    side: Annotated[float | Cycle, within(least=0.0, most=1.0)] = 0.5
     """Of the square, as a share of the picture's: the paper's 16 px of CIFAR-10's 32; its 8 px for
     CIFAR-100 are 0.25."""
     fill: float = Field(default=0.47, ge=0.0, le=1.0)
@@ -34,7 +35,8 @@ class Cutout(Augmentor):
 
     def __init__(self, config: CutoutConfig) -> None:
         super().__init__()
-        self.side, self.fill = config.side, config.fill
+        self.fill = config.fill
+        self.hold(side=config.side)
 
     def draw_noise(self, shape: torch.Size, generator: torch.Generator) -> Noise:
         """centre: [B,2] in [0,1), y and x."""
@@ -45,7 +47,7 @@ class Cutout(Augmentor):
         image = to_float(view.image)
         inside = []
         for axis, length in enumerate(image.shape[2:]):
-            half = round(self.side * length) // 2
+            half = torch.floor(torch.round(self.side * length) / 2.0)
             centre = torch.floor(noise["centre"][:, axis, None] * length)
             pixel = torch.arange(length, device=image.device)
             inside.append((pixel >= centre - half) & (pixel < centre + half))

@@ -4,7 +4,7 @@ Letters: B images, A attempts at a box, C channels, H rows, W columns.
 """
 
 import math
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hard_fast.augment.base import Augmentor, to_float
 from hard_fast.runtime.configfile import Config
+from hard_fast.runtime.cycle import Cycle, within
 from hard_fast.types import Noise, View
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -22,7 +23,7 @@ class ErasingConfig(Config):
     """Random erasing with timm's ranges (arXiv:1708.04896)."""
 
     kind: Literal["erasing"] = "erasing"
-    probability: float = Field(default=0.25, ge=0.0, le=1.0)
+    probability: Annotated[float | Cycle, within(least=0.0, most=1.0)] = 0.25
     """timm's `reprob` in its recipes; HARD's ViT-S uses 0.1."""
     area: tuple[float, float] = (0.02, 1 / 3)
     """Smallest and largest share of the picture."""
@@ -48,6 +49,7 @@ class RandomErasing(Augmentor):
     def __init__(self, config: ErasingConfig, shape: torch.Size) -> None:
         super().__init__()
         self.config = config
+        self.hold(probability=config.probability)
         mean, std = torch.tensor(_MEAN), torch.tensor(_STD)
         if shape[0] != len(mean):
             mean, std = mean.mean().expand(shape[0]), std.mean().expand(shape[0])
@@ -73,7 +75,7 @@ class RandomErasing(Augmentor):
         """The images with their boxes filled; labels stay."""
         image = to_float(view.image)
         box = self.place(noise["box"], image.shape[2:])
-        is_erased = box & (noise["erase"] < self.config.probability)[:, None, None]
+        is_erased = box & (noise["erase"] < self.probability)[:, None, None]
         fill = self.mean
         if "normal" in noise:
             fill = (self.mean + self.std * noise["normal"]).clamp(0.0, 1.0)

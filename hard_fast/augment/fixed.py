@@ -5,7 +5,7 @@ random, and pairs never cross ranks, so many processes mix what one would.
 """
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from hard_kernels import affine_mix
@@ -14,7 +14,11 @@ from torch import Tensor
 
 from hard_fast.augment.base import Augmentor, to_float
 from hard_fast.runtime.configfile import Config
+from hard_fast.runtime.cycle import Cycle, within
 from hard_fast.types import Noise, View
+
+_Degrees = Annotated[float | Cycle, within(least=0.0, most=180.0)]
+_Pixels = Annotated[int | Cycle, within(least=0)]
 
 
 class IdentityConfig(Config):
@@ -27,9 +31,9 @@ class StandardConfig(Config):
     """Random rotation, crop and horizontal flip (HARD Table 2; the authors' 15 deg and 4 px)."""
 
     kind: Literal["standard"] = "standard"
-    rotation_deg: float = Field(default=15.0, ge=0.0, le=180.0)
-    crop_px: int = Field(default=4, ge=0)
-    """Zero padding on each side before the crop to the same size."""
+    rotation_deg: _Degrees = 15.0
+    crop_px: _Pixels = 4
+    """Zero padding on each side before the crop to the same size, a whole number of a cycle's."""
     flip: bool = True
 
 
@@ -37,12 +41,12 @@ class RandomAffineConfig(Config):
     """Parameters drawn uniformly; the defaults keep a 20 px digit on its 28 px canvas visible."""
 
     kind: Literal["random_affine"] = "random_affine"
-    rotation_deg: float = Field(default=30.0, ge=0.0, le=180.0)
-    translate: float = Field(default=0.12, ge=0.0)
+    rotation_deg: _Degrees = 30.0
+    translate: Annotated[float | Cycle, within(least=0.0)] = 0.12
     """Largest shift along each axis, as a share of the picture's side."""
     scale: tuple[float, float] = (0.7, 1.1)
     """Smallest and largest magnification."""
-    shear_deg: float = Field(default=10.0, ge=0.0, lt=90.0)
+    shear_deg: Annotated[float | Cycle, within(least=0.0, most=89.0)] = 10.0
 
     @field_validator("scale")
     @classmethod
@@ -56,7 +60,7 @@ class ShiftsConfig(Config):
     """Whole-pixel shifts, uniform over the square of shifts up to `max_px` along each axis."""
 
     kind: Literal["shifts"] = "shifts"
-    max_px: int = Field(default=3, ge=0)
+    max_px: _Pixels = 3
 
 
 class MixupConfig(Config):
@@ -79,7 +83,7 @@ class MixupCutmixConfig(Config):
     kind: Literal["mixup_cutmix"] = "mixup_cutmix"
     mixup_alpha: float = Field(default=1.0, gt=0.0)
     cutmix_alpha: float = Field(default=1.0, gt=0.0)
-    cutmix_share: float = Field(default=0.5, ge=0.0, le=1.0)
+    cutmix_share: Annotated[float | Cycle, within(least=0.0, most=1.0)] = 0.5
     """Of the batches."""
 
 
@@ -101,16 +105,17 @@ class RandomWarp(Augmentor):
     def __init__(
         self,
         *,
-        rotation_deg: float = 0.0,
-        shear_deg: float = 0.0,
+        rotation_deg: float | Cycle = 0.0,
+        shear_deg: float | Cycle = 0.0,
         scale: tuple[float, float] = (1.0, 1.0),
-        shift_px: int | None = None,
-        translate: float = 0.0,
+        shift_px: int | Cycle | None = None,
+        translate: float | Cycle = 0.0,
         flip: bool = False,
     ) -> None:
         super().__init__()
-        self.rotation, self.shear = math.radians(rotation_deg), math.radians(shear_deg)
-        self.scale, self.shift_px, self.translate, self.flip = scale, shift_px, translate, flip
+        self.scale, self.flip, self.is_whole = scale, flip, shift_px is not None
+        self.hold(rotation=_radians(rotation_deg), shear=_radians(shear_deg))
+        self.hold(shift=translate if shift_px is None else shift_px)
 
     def draw_noise(self, shape: torch.Size, generator: torch.Generator) -> Noise:
         """uniform: [B,6] in [0,1): rotation, shear, scale, flip, shift along x and y."""
@@ -139,10 +144,11 @@ class RandomWarp(Augmentor):
         )[:, None]
 
     def _offset(self, uniform_B2: Tensor, size: torch.Size) -> Tensor:
-        if self.shift_px is None:
-            return (2.0 * uniform_B2 - 1.0) * (2.0 * self.translate)
+        if not self.is_whole:
+            return (2.0 * uniform_B2 - 1.0) * (2.0 * self.shift)
         # Whole pixels, each of the 2 * shift_px + 1 places equally likely.
-        moved = torch.floor(uniform_B2 * (2 * self.shift_px + 1)) - self.shift_px
+        shift_px = self.shift.round()
+        moved = torch.floor(uniform_B2 * (2.0 * shift_px + 1.0)) - shift_px
         return moved * uniform_B2.new_tensor([2.0 / size[1], 2.0 / size[0]])
 
 
@@ -196,7 +202,7 @@ class MixupCutmix(Augmentor):
     def __init__(self, config: MixupCutmixConfig) -> None:
         super().__init__()
         self.mixup, self.cutmix = Mixup(config.mixup_alpha), Cutmix(config.cutmix_alpha)
-        self.cutmix_share = config.cutmix_share
+        self.hold(cutmix_share=config.cutmix_share)
 
     def draw_noise(self, shape: torch.Size, generator: torch.Generator) -> Noise:
         """mixup_share, cutmix_share, centre: as for the two. switch: [] in [0,1)."""
@@ -217,6 +223,11 @@ class MixupCutmix(Augmentor):
             view.image, None, torch.stack([1.0 - other, other], 1), _pairs(view.image)
         )
         return View(image, _mix_targets(view.target_BK, 1.0 - other.mean((1, 2))))
+
+
+def _radians(degrees: float | Cycle) -> float | Cycle:
+    factor = math.pi / 180.0
+    return degrees.times(factor) if isinstance(degrees, Cycle) else degrees * factor
 
 
 def _boxes(share_B: Tensor, centre_B2: Tensor, size: torch.Size) -> Tensor:

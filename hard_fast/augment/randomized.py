@@ -5,7 +5,7 @@ Warps are bilinear and fill with zeros. Letters: B images, L operations in a row
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from hard_kernels import affine_mix
@@ -15,6 +15,7 @@ from torch import Tensor
 from hard_fast.augment.base import Augmentor, to_float
 from hard_fast.augment.operations import Operation, apply_each, to_bytes
 from hard_fast.runtime.configfile import Config
+from hard_fast.runtime.cycle import Cycle, within
 from hard_fast.types import Noise, View
 
 _GEOMETRY = range(Operation.SHEAR_X, Operation.ROTATE + 1)
@@ -27,6 +28,8 @@ class TrivialConfig(Config):
     kind: Literal["trivial"] = "trivial"
     bins: int = Field(default=31, ge=2)
     """Levels of each operation."""
+    strength: Annotated[float | Cycle, within(least=0.0, most=1.0)] = 1.0
+    """Share of the levels, from the weakest on, that may be drawn."""
 
 
 class RandConfig(Config):
@@ -34,16 +37,16 @@ class RandConfig(Config):
 
     kind: Literal["rand"] = "rand"
     num: int = Field(default=2, ge=1)
-    magnitude: int = Field(default=9, ge=0, le=30)
-    """Of 0 to 30."""
+    magnitude: Annotated[int | Cycle, within(least=0, most=30)] = 9
+    """Of 0 to 30; of a cycle the nearest whole one."""
 
 
 class AugmixConfig(Config):
     """AugMix without its consistency loss: a mixture of chains (arXiv:1912.02781)."""
 
     kind: Literal["augmix"] = "augmix"
-    severity: int = Field(default=3, ge=1, le=10)
-    """Levels are drawn from so many of ten."""
+    severity: Annotated[int | Cycle, within(least=1, most=10)] = 3
+    """Levels are drawn from so many of ten; of a cycle the nearest whole number."""
     width: int = Field(default=3, ge=1)
     """N."""
     max_depth: int = Field(default=3, ge=1)
@@ -90,7 +93,7 @@ AUGMIX = Space(0.3, 1 / 3, is_share=True, degrees=30.0, enhance=0.9, bits=(4, 0)
 
 
 class Randomized(Augmentor):
-    """Rows of operations drawn uniformly, each at a level drawn uniformly from its bins."""
+    """Rows of operations drawn uniformly, each at the level of one of its bins."""
 
     def __init__(self, operations: Sequence[int], levels: Tensor) -> None:
         super().__init__()
@@ -103,9 +106,14 @@ class Randomized(Augmentor):
     def choose(self, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """Operations and their levels from [...,3] draws in [0,1): which, which bin, which sign."""
         operation = self.operations[_place(uniform[..., 0], len(self.operations))]
-        level = self.levels[operation, _place(uniform[..., 1], self.levels.shape[1])]
+        bin = self.bins(uniform[..., 1]).clamp(max=self.levels.shape[1] - 1)
+        level = self.levels[operation, bin]
         is_negative = self.has_sign[operation] & (uniform[..., 2] < 0.5)
         return operation, torch.where(is_negative, -level, level)
+
+    def bins(self, uniform: Tensor) -> Tensor:
+        """int64 bins, from the weakest on, from draws in [0,1); of the same shape."""
+        raise NotImplementedError
 
 
 class RandomOperations(Randomized):
@@ -116,12 +124,17 @@ class RandomOperations(Randomized):
     """
 
     def __init__(self, config: TrivialConfig | RandConfig, shape: torch.Size) -> None:
-        if isinstance(config, RandConfig):
-            levels = RAND.levels(shape[1], shape[2], 31)[:, config.magnitude, None]
-            self.num = config.num
-        else:
-            levels, self.num = TRIVIAL.levels(shape[1], shape[2], config.bins), 1
-        super().__init__(list(Operation), levels)
+        has_one_level = isinstance(config, RandConfig)
+        space, num_bins = (RAND, 31) if has_one_level else (TRIVIAL, config.bins)
+        super().__init__(list(Operation), space.levels(shape[1], shape[2], num_bins))
+        self.has_one_level, self.num = has_one_level, config.num if has_one_level else 1
+        self.hold(strength=config.magnitude if has_one_level else config.strength)
+
+    def bins(self, uniform: Tensor) -> Tensor:
+        """The one of the magnitude, or drawn uniformly from the weakest ones."""
+        if self.has_one_level:
+            return self.strength.round().long().expand_as(uniform)
+        return (uniform * (self.strength * self.levels.shape[1])).long()
 
     def draw_noise(self, shape: torch.Size, generator: torch.Generator) -> Noise:
         """uniform: [B,L,3] in [0,1)."""
@@ -146,9 +159,14 @@ class Augmix(Randomized):
 
     def __init__(self, config: AugmixConfig, shape: torch.Size) -> None:
         left_out = {Operation.IDENTITY, *([] if config.all_operations else _COLOURS)}
-        levels = AUGMIX.levels(shape[1], shape[2], 10)[:, : config.severity]
+        levels = AUGMIX.levels(shape[1], shape[2], 10)
         super().__init__([one for one in Operation if one not in left_out], levels)
+        self.hold(severity=config.severity)
         self.width, self.max_depth, self.alpha = config.width, config.max_depth, config.alpha
+
+    def bins(self, uniform: Tensor) -> Tensor:
+        """Drawn uniformly from the weakest ones."""
+        return (uniform * self.severity.round()).long()
 
     def draw_noise(self, shape: torch.Size, generator: torch.Generator) -> Noise:
         """uniform: [B,N,L,3], depth: [B,N], both in [0,1). weight: [B,1+N], sums to one."""

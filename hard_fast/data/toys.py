@@ -1,6 +1,6 @@
 """Sets that need no files: scikit-learn's digits, points on a line, made-up pictures."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -21,6 +21,16 @@ class DigitsConfig(SplitConfig):
     """Share of the images split off for the test, the same ones in every run."""
     shift_px: int = Field(default=3, ge=1)
     """How far the images of the shifted test set are moved along each axis."""
+    classes: tuple[Annotated[int, Field(ge=0, le=9)], ...] | None = Field(
+        default=None, min_length=2
+    )
+    """Only these digits, numbered anew in this order; None: all ten."""
+
+    @model_validator(mode="after")
+    def _names_each_class_once(self) -> Self:
+        if self.classes is not None and len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes = {list(self.classes)}: names a digit twice; remove one")
+        return self
 
 
 def read_digits(config: DigitsConfig) -> DataSet:
@@ -38,7 +48,17 @@ def read_digits(config: DigitsConfig) -> DataSet:
     image = F.pad((large * 255 / _DIGITS_TOP).round().byte(), [margin] * 4)
     whole = Arrays(image, torch.from_numpy(bunch.target).long())
     train, test = split_off(whole, config.test_share, TEST_SEED, "test")
-    return DataSet(10, train, None, with_shifted(test, config.shift_px))
+    if config.classes is not None:
+        train, test = (_only(part, config.classes) for part in (train, test))
+    num_classes = 10 if config.classes is None else len(config.classes)
+    return DataSet(num_classes, train, None, with_shifted(test, config.shift_px))
+
+
+def _only(arrays: Arrays, classes: tuple[int, ...]) -> Arrays:
+    """The images of some classes, whose labels become their places among them."""
+    is_one_NK = arrays.label[:, None] == torch.tensor(classes)
+    kept = is_one_NK.any(1)
+    return Arrays(arrays.image[kept], is_one_NK[kept].int().argmax(1))
 
 
 class LineConfig(SplitConfig):

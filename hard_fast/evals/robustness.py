@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,12 +18,15 @@ from torch import Tensor, nn
 
 from hard_fast.augment.base import to_float
 from hard_fast.data.arrays import EvalPart
+from hard_fast.evals.own import OWN, load_own, one_part, open_with_own
 from hard_fast.evals.subject import open_run
-from hard_fast.evals.survey import open_suites
+from hard_fast.evals.suites import Loaded, split_names
+from hard_fast.evals.suites.corrupted import number
 from hard_fast.runtime import dist
 from hard_fast.runtime.arguments import at_least
 from hard_fast.runtime.dist import World
 from hard_fast.runtime.files import write_atomic
+from hard_fast.runtime.seed import reseed
 
 NUM_BINS = 8192
 """Of the confidence, each 1/256 wide: the last holds 1 - p below e^-32."""
@@ -73,7 +77,7 @@ def confidences(network: nn.Module, part: EvalPart, shape: torch.Size, world: Wo
     """
     total = torch.zeros(NUM_BINS, dtype=torch.float64, device=world.device)
     for batch in part.batches(_BATCH, world.rank, world.size):
-        total += confidence_sums(_logits(network, adapted(batch.image, shape)))
+        total += confidence_sums(logits_of(network, adapted(batch.image, shape)))
     return dist.sum_(total)
 
 
@@ -99,10 +103,19 @@ def attacked(
     for _ in range(num_steps):
         found = found.detach().requires_grad_()
         with torch.enable_grad():
-            loss = F.cross_entropy(_logits(network, found).float(), label_B, reduction="sum")
+            loss = F.cross_entropy(logits_of(network, found).float(), label_B, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, found)
         found = torch.clamp(found.detach() + step * gradient.sign(), low, high)
     return found.detach()
+
+
+def start_noise(place_B: Tensor, shape: torch.Size) -> Tensor:
+    """[B,C,H,W] uniform in [-1,1]: that of a sample depends on its place in the set alone."""
+    # On the CPU, so that the attack does not depend on the device.
+    generator, noise = torch.Generator(), torch.empty(len(place_B), *shape)
+    for row, place in zip(noise, place_B.tolist(), strict=True):
+        row.uniform_(-1.0, 1.0, generator=reseed(generator, 0, "attack", place))
+    return noise.to(place_B.device)
 
 
 def attacked_top1(
@@ -117,15 +130,15 @@ def attacked_top1(
     """Percent of labelled samples that a network in eval mode still gets right under attack."""
     total = torch.zeros(2, dtype=torch.float64, device=world.device)
     settings = {"radius": radius, "step": step, "num_steps": num_steps}
-    generator = torch.Generator().manual_seed(world.rank)
-    for batch in part.batches(_BATCH, world.rank, world.size):
-        is_known = batch.label >= 0
-        image, label = to_float(batch.image)[is_known], batch.label[is_known]
-        # On the CPU, so that the attack does not depend on the device.
-        noise = (2.0 * torch.rand(image.shape, generator=generator) - 1.0).to(image.device)
+    numbered = number(part, world.device)
+    for batch in numbered.part.batches(_BATCH, world.rank, world.size):
+        label = numbered.label[batch.label]
+        is_known = label >= 0
+        image, label = to_float(batch.image)[is_known], label[is_known]
+        noise = start_noise(batch.label[is_known], part.image_shape)
         hostile = attacked(network, image, label, noise, **settings)
         with torch.no_grad():
-            right = (_logits(network, hostile).argmax(1) == label).sum()
+            right = (logits_of(network, hostile).argmax(1) == label).sum()
         total += torch.stack([right.double(), is_known.sum().double()])
     right, num = dist.sum_(total).tolist()
     return 100.0 * right / num if num else math.nan
@@ -133,7 +146,18 @@ def attacked_top1(
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the scores as JSON; the exit code is 0, or 2 after a line about a mistake."""
-    options = _parser().parse_intermixed_args(arguments)
+    parser = parser_of("hard_fast.evals.robustness", __doc__)
+    parser.add_argument("--outside", default="", metavar="A,B", help="suites of other images")
+    parser.add_argument("--radius", type=float, default=8 / 255, help="of pixels in [0,1]")
+    parser.add_argument("--step", type=float, default=2 / 255)
+    parser.add_argument("--steps", type=at_least(1), default=10)
+    return report(parser.parse_intermixed_args(arguments), measure)
+
+
+def report(
+    options: argparse.Namespace, measure: Callable[[argparse.Namespace, World], dict[str, float]]
+) -> int:
+    """Print what `measure` finds as JSON, and write it where asked; the exit code."""
     try:
         world = dist.join(options.device)
         found = measure(options, world)
@@ -155,22 +179,12 @@ def measure(options: argparse.Namespace, world: World) -> dict[str, float]:
 
     Raises:  ValueError, one line, for what cannot be opened or is not the network's.
     """
-    subject = open_run(options.run, None, options.overrides, "none", options.data_root)
-    outside = [name for name in options.outside.split(",") if name]
-    open_all = (options.data_root, subject.pictures, world.device)
-    ours = open_suites([options.suite], *open_all, limit=options.limit)
-    theirs = open_suites(outside, *open_all, limit=options.limit)
-    for name, why in (ours.gaps | theirs.gaps).items():
-        raise ValueError(f"{name}: {why}")
-    loaded = ours.suites[options.suite]
-    if len(loaded.parts) > 1 or loaded.columns is not None or loaded.label_sets is not None:
-        raise ValueError(f"--suite {options.suite}: needs one set whose labels are the outputs")
-    (part,) = loaded.parts.values()
-    network, _ = subject.build_for(ours, world)
+    outside = split_names(options.outside)
+    network, part, theirs = open_all(options, world, outside)
     settings = {"radius": options.radius, "step": options.step, "num_steps": options.steps}
     found = {"pgd_top1": attacked_top1(network, part, world, **settings)}
     inside = confidences(network, part, part.image_shape, world)
-    for name, loaded in theirs.suites.items():
+    for name, loaded in theirs.items():
         for key, other in loaded.parts.items():
             label = name if key == "test" else f"{name}_{key}"
             there = confidences(network, other, part.image_shape, world)
@@ -178,23 +192,44 @@ def measure(options: argparse.Namespace, world: World) -> dict[str, float]:
     return found
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hard_fast.evals.robustness", description=__doc__)
+def open_all(
+    options: argparse.Namespace, world: World, outside: Sequence[str] = (), *, frozen: bool = True
+) -> tuple[nn.Module, EvalPart, Mapping[str, Loaded]]:
+    """The run's network, the one set of its suite, and other suites by name.
+
+    Raises:  ValueError, one line, for what cannot be opened or is not the network's.
+    """
+    subject = open_run(options.run, None, options.overrides, "none", options.data_root)
+    place = (options.data_root, subject.pictures, world.device)
+    selected = {"data": load_own([options.suite, *outside], subject.own, world.device)}
+    selected["limit"] = options.limit
+    ours, theirs = (
+        open_with_own(names, *place, **selected) for names in ([options.suite], outside)
+    )
+    for name, why in (ours.gaps | theirs.gaps).items():
+        raise ValueError(f"{name}: {why}")
+    part = one_part(options.suite, ours)
+    (loaded,) = ours.suites.values()
+    if loaded.columns is not None or loaded.label_sets is not None:
+        raise ValueError(f"--suite {options.suite}: needs one set whose labels are the outputs")
+    return subject.build_for(ours, world, frozen=frozen)[0], part, theirs.suites
+
+
+def parser_of(program: str, text: str) -> argparse.ArgumentParser:
+    """What every score of a run's network on one suite is asked with."""
+    parser = argparse.ArgumentParser(prog=program, description=text)
     parser.add_argument("--run", required=True, type=Path, metavar="DIR", help="of a finished run")
-    parser.add_argument("--suite", required=True, metavar="NAME", help="what the network answers")
-    parser.add_argument("--outside", default="", metavar="A,B", help="suites of other images")
-    parser.add_argument("--data-root", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--suite", required=True, metavar="NAME", help=f"or {OWN}, {OWN}:PART")
+    parser.add_argument("--data-root", type=Path, metavar="DIR", help="where suites lie")
     parser.add_argument("--limit", type=at_least(1), metavar="N", help="samples of each set")
     parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--radius", type=float, default=8 / 255, help="of pixels in [0,1]")
-    parser.add_argument("--step", type=float, default=2 / 255)
-    parser.add_argument("--steps", type=at_least(1), default=10)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     return parser
 
 
-def _logits(network: nn.Module, image: Tensor) -> Tensor:
+def logits_of(network: nn.Module, image: Tensor) -> Tensor:
+    """[B,K] a network's logits, whether it returns them or Outputs."""
     result = network(image)
     return result if isinstance(result, Tensor) else result.logits_BK
 

@@ -10,7 +10,7 @@ from hard_fast.augment.base import to_float
 from hard_fast.data.arrays import EvalPart
 from hard_fast.evals import scores
 from hard_fast.evals.suites import Loaded
-from hard_fast.runtime import dist, parallel
+from hard_fast.runtime import dist, parallel, signals
 from hard_fast.runtime.dist import World
 from hard_fast.types import Batch
 
@@ -181,14 +181,20 @@ def _draws(num: int, device: torch.device) -> Tensor:
 def _batches(
     part: EvalPart, world: World, *networks: nn.Module | None
 ) -> Iterator[tuple[Batch, bool]]:
-    """This process's batches, and made-up ones, told apart, while the others need its weights."""
+    """This process's batches, and made-up ones, told apart, while the others need its weights.
+
+    Raises:  Stopped between two batches, where a signal has asked for it.
+    """
     num_pixels = part.image_shape[1] * part.image_shape[2]
     batch_size = max(1, min(_MAX_BATCH, _MAX_PIXELS // num_pixels))
     batches = part.batches(batch_size, world.rank, world.size)
     if not any(parallel.is_sharded(network) for network in networks if network is not None):
-        yield from ((batch, True) for batch in batches)
+        for batch in batches:
+            signals.stop_if_asked()
+            yield batch, True
         return
     for batch in dist.in_step(batches):
+        signals.stop_if_asked()
         if batch is not None:
             yield batch, True
             continue

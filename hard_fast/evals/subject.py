@@ -65,6 +65,7 @@ class Subject:
     """A student and its teacher, not yet built.
 
     name, teacher_name: what a table calls them; None: there is no teacher.
+    own: the data of the run that made the student; None: no run did.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Subject:
     data: InputConfig
     teacher: NetworkConfig | None = None
     teacher_name: str | None = None
+    own: DataConfig | None = None
 
     @property
     def pictures(self) -> PictureFormat:
@@ -82,7 +84,9 @@ class Subject:
             self.data.interpolation or _PICTURES.interpolation,
         )
 
-    def build_for(self, opened: Opened, world: World) -> tuple[nn.Module, nn.Module | None]:
+    def build_for(
+        self, opened: Opened, world: World, *, frozen: bool = True
+    ) -> tuple[nn.Module, nn.Module | None]:
         """The student and the teacher on the device, for these suites, of which there is one.
 
         Raises:  ValueError, one line, for a network that cannot be built or does not read the
@@ -93,15 +97,15 @@ class Subject:
         channels, size = self.data.channels or shape[0], self.data.size or shape[-1]
         num_outputs = self.data.num_classes or first.num_classes
         check_suites(opened, (channels, size, size), num_outputs)
-        return self.build(shape, num_outputs, world)
+        return self.build(shape, num_outputs, world, frozen=frozen)
 
     def build(
-        self, image_shape: Sequence[int], num_classes: int, world: World
+        self, image_shape: Sequence[int], num_classes: int, world: World, *, frozen: bool = True
     ) -> tuple[nn.Module, nn.Module | None]:
         """The student and the teacher on the device, for evaluation only.
 
         Args:    image_shape, num_classes: what the networks read and answer where the subject
-                 leaves it open.
+                 leaves it open. frozen: without gradients of weights, BatchNorm folded.
         Raises:  ValueError, one line, that names the network which cannot be built.
         """
         channels = self.data.channels or image_shape[0]
@@ -114,7 +118,7 @@ class Subject:
                 continue
             try:
                 bare = config.model_copy(update={"checkpointing": False})
-                network = build_network(bare, frozen=True, **sizes)
+                network = build_network(bare, frozen=frozen, **sizes)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
             precision = self.data.precision if config.precision == "auto" else "fp32"
@@ -159,7 +163,7 @@ def open_run(
     teacher: str | None = None,
     data_root: Path | None = None,
 ) -> Subject:
-    """The subject that a run left behind: its student, and the teacher it had.
+    """The subject that a run left behind: its student, and the teacher it had of its classes.
 
     Args:    checkpoint: file of the student's weights; None: the run's student.safetensors.
              overrides: of the run's configuration.
@@ -180,13 +184,14 @@ def open_run(
         hint = "" if checkpoint else "; the run is not finished, give --checkpoint FILE"
         raise ValueError(f"{weights}: no such file{hint}")
     given = {"checkpoint": str(weights), "pretrained": False, "new_head": False}
-    teaches, name = config.teacher, config.teacher and config.teacher.name
+    teaches = config.teacher if config.shares_classes else None
+    name = teaches and teaches.name
     if teacher is not None:
         teaches, name = _teacher(teacher, told, data_root)
     student = config.student.model_copy(update=given)
     data = _input_of(config.data).model_copy(update={"precision": config.train.precision})
     title = str(run_dir) if checkpoint is None else f"{run_dir}: {checkpoint}"
-    return Subject(title, student, data, teaches, name)
+    return Subject(title, student, data, teaches, name, config.data)
 
 
 def _is_run(name: str | None) -> bool:

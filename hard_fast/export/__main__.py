@@ -2,7 +2,8 @@
 
 Writes a student as files that ship, opens each again in its own runtime, and reports what they
 cost and score. What differs from the network's or the run's own settings follows as
-section.key=value; int8.key=value is how it is brought to 8 bits.
+section.key=value; int8.key=value is how it is brought to 8 bits. There, qat takes the run's own
+augmentor, with what changes over a run from its `ends` to its `peak` at its ends.
 """
 
 import argparse
@@ -17,11 +18,12 @@ from rich.console import Console
 
 from hard_fast.config import RunConfig
 from hard_fast.data.dali import TooManyBadFiles
+from hard_fast.evals.own import OWN
 from hard_fast.evals.subject import open_model, open_run
 from hard_fast.evals.suites import split_names
 from hard_fast.export.compression_report import report_table, write_report
 from hard_fast.export.formats import OPSET, Format
-from hard_fast.export.job import OWN, Order, export
+from hard_fast.export.job import Order, export
 from hard_fast.export.quantize import Int8Config, Method
 from hard_fast.runtime import dist
 from hard_fast.runtime.arguments import at_least

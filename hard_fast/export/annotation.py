@@ -44,6 +44,9 @@ class Int8Quantizer:
         for node in model.graph.nodes:
             if node.target in _LAYERS:
                 image, weight = node.args[:2]
+                if weight.op != "get_attr":
+                    # Computed, as signs are: what it is made from would be rounded.
+                    continue
                 self.num_layers += 1
                 self._mark(node, {image: self._activation, weight: self._weight})
             elif node.target in _SUMS and _is_sum_of_activations(node):

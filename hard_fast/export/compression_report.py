@@ -97,6 +97,14 @@ def _markdown(tree: Mapping[str, Any]) -> str:
             "An int8 .pt2 holds int8 weights; run as it is, torch rounds as int8 would and "
             "computes in floating point. The int8 .onnx runs on int8 kernels.",
         ]
+    student = next(row for row in tree["rows"] if row["name"] == "student")
+    if student["packed_bytes"] < student["bytes"]:
+        lines += [
+            "",
+            "The student has binary weights. With one bit for each it would take "
+            f"{student['packed_bytes'] / _MIB:.3g} MiB; no file here is packed so. Operations on "
+            "their signs count as 1/64.",
+        ]
     lines += [f"\n{text}" for text in _falls(tree)]
     for method, notes in tree["int8"].items():
         told = ", ".join(f"{key} {_told(value)}" for key, value in notes.items())

@@ -12,12 +12,9 @@ from torch.export import ExportedProgram
 from hard_fast.config import RunConfig
 from hard_fast.data import DataSet, PicturesConfig, load_data
 from hard_fast.data.sources import read_pictures
-from hard_fast.evals.limit import limited
+from hard_fast.evals.own import is_own, open_with_own
 from hard_fast.evals.subject import Subject
-from hard_fast.evals.suites import Loaded
-from hard_fast.evals.suites.corrupted import CorruptedPart, number
-from hard_fast.evals.suites.names import parse_name
-from hard_fast.evals.survey import Findings, Opened, check_suites, open_suites, survey
+from hard_fast.evals.survey import Findings, Opened, check_suites, survey
 from hard_fast.export.compression_report import network_row
 from hard_fast.export.files import (
     Shelf,
@@ -42,9 +39,6 @@ from hard_fast.models.taps import Normalized, Tapped
 from hard_fast.runtime.dist import World
 from hard_fast.runtime.environment import versions
 from hard_fast.runtime.rows import as_json
-
-OWN = "own"
-"""The suites that are the test sets of the run's, or the given, data."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +71,7 @@ def export(order: Order, world: World) -> dict[str, Any]:
     """
     subject = order.subject
     data_config = order.settings.data or (order.run and order.run.data)
-    wants_data = order.int8 or any(_is_own(name) for name in order.suites)
+    wants_data = order.int8 or any(map(is_own, order.suites))
     data = load_data(data_config, world.device) if data_config and wants_data else None
     if wants_data and data is None:
         raise ValueError("int8.data: needed for int8 and own; give int8.data.kind=... of the data")
@@ -226,36 +220,9 @@ def _rows(
 
 
 def _open(order: Order, data: DataSet | None, world: World) -> Opened:
-    """The suites; those named `own` are the test sets of the data, or corruptions of the first."""
-    others = [name for name in order.suites if not _is_own(name)]
+    place = (order.data_root, order.subject.pictures, world.device)
     selected = {"label_map": order.label_map, "limit": order.limit}
-    opened = open_suites(others, order.data_root, order.subject.pictures, world.device, **selected)
-    suites = dict(opened.suites)
-    for name in filter(_is_own, order.suites):
-        for key, loaded in _open_own(name, data, world).items():
-            suites[key] = loaded if order.limit is None else limited(loaded, order.limit)
-    return opened._replace(suites=suites)
-
-
-def _open_own(name: str, data: DataSet, world: World) -> dict[str, Loaded]:
-    tests = data.test or ({"val": data.val} if data.val is not None else {})
-    asked = parse_name(name)
-    if not asked.corruptions:
-        return {
-            OWN if part == "test" else f"{OWN}_{part}": Loaded({"test": test}, data.num_classes)
-            for part, test in tests.items()
-        }
-    numbered = number(next(iter(tests.values())), world.device)
-    parts = {
-        f"{corruption}/{severity}": CorruptedPart(numbered, corruption, severity)
-        for corruption in asked.corruptions
-        for severity in asked.severities
-    }
-    return {name: Loaded(parts, data.num_classes)}
-
-
-def _is_own(name: str) -> bool:
-    return name == OWN or name.startswith(f"{OWN}+")
+    return open_with_own(order.suites, *place, data=data, **selected)
 
 
 def _sizes(subject: Subject, data: DataSet | None, opened: Opened) -> Sizes:

@@ -7,12 +7,16 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from hard_fast.models.binary import BinaryConv2d, packed_bytes
+
 BATCH_SIZES = (1, 32)
 _NUM_ROUNDS = 5
 # Per network and size of batch; slow ones are called less often, but never fewer than the least.
 _SECONDS = 1.5
 _MOST_CALLS, _LEAST_CALLS = 200, 20
 _WARM_UP_CALLS = 3
+# Operations on single bits that a word of a computer does at once.
+_WORD_BITS = 64
 
 
 def count_costs(net: nn.Module, image_shape: Sequence[int]) -> dict[str, int]:
@@ -20,15 +24,24 @@ def count_costs(net: nn.Module, image_shape: Sequence[int]) -> dict[str, int]:
 
     Returns: `parameters`, numbers that were learned, of which one that two layers share counts
              once; `flops`, additions and multiplications for one image in convolutions, matrix
-             products and attention; `bytes` of weights and statistics as they lie in memory.
+             products and attention, those on signs counted as 1/64 each; `bytes` of weights and
+             statistics as they lie in memory; `packed_bytes` with one bit for each binary weight.
+    Source:  BOPs / 64 + FLOPs, Bi-Real Net, arXiv:1808.00278, section 4.
     """
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         net(torch.zeros(1, *image_shape))
+    by_module = counter.get_flop_counts()
+    on_signs = sum(
+        sum(by_module[f"{type(net).__name__}.{name}"].values())
+        for name, module in net.named_modules()
+        if isinstance(module, BinaryConv2d)
+    )
     return {
         "parameters": sum(parameter.numel() for parameter in net.parameters()),
-        "flops": counter.get_total_flops(),
+        "flops": counter.get_total_flops() - on_signs + on_signs // _WORD_BITS,
         "bytes": sum(tensor.nbytes for tensor in net.state_dict().values()),
+        "packed_bytes": packed_bytes(net),
     }
 
 

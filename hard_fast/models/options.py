@@ -3,11 +3,16 @@
 import inspect
 import json
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from hard_fast.models.taps import nearest
+
+# Annotations of the builders' options are what a config's values are checked against.
+Count = Annotated[int, Field(ge=1)]
+Widths = Annotated[tuple[Count, ...], Field(min_length=1)]
+Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 def typed_options(

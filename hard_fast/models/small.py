@@ -7,20 +7,15 @@ Letters: B images, C channels, H rows, W columns, K classes, N tokens, D channel
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hard_fast.models.binary import BNEXTS
 from hard_fast.models.lenet import LENETS
+from hard_fast.models.options import Count, Probability, Widths
 from hard_fast.models.vae import TinyVae
-
-# Annotations of the builders' options are what a config's values are checked against.
-Count = Annotated[int, Field(ge=1)]
-Widths = Annotated[tuple[Count, ...], Field(min_length=1)]
-Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 def cnn(
@@ -296,5 +291,6 @@ SMALL_NETS: dict[str, Callable[..., nn.Module]] = {
     "vit_cifar_small": partial(VisionTransformer, dim_head=64),
     "cosine": Cosine,
     **LENETS,
+    **BNEXTS,
     "tiny_vae": TinyVae,
 }

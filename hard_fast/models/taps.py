@@ -19,12 +19,15 @@ from hard_fast.types import Outputs
 class Normalized(nn.Module):
     """A network with the mean and std it was trained with, so that it reads images in [0,1].
 
+    `mark`, where there is one, changes what the network answers to an image.
+
     Args:    mean, std: one number per channel, as fp32 buffers of shape [1,C,1,1].
     """
 
     def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.net = net
+        self.mark: nn.Module | None = None
         self.dtype: torch.dtype | None = None
         self.mean: Tensor
         self.std: Tensor
@@ -37,8 +40,9 @@ class Normalized(nn.Module):
         rows = {"memory_format": torch.channels_last}
         scale = (1.0 / self.std).expand(-1, -1, 1, image_BCHW.shape[3]).contiguous(**rows)
         shift = (-self.mean / self.std).expand_as(scale).contiguous(**rows)
-        image_BCHW = torch.addcmul(shift, image_BCHW, scale)
-        return self.net(image_BCHW if self.dtype is None else image_BCHW.to(self.dtype))
+        read_BCHW = torch.addcmul(shift, image_BCHW, scale)
+        answer = self.net(read_BCHW if self.dtype is None else read_BCHW.to(self.dtype))
+        return answer if self.mark is None else self.mark(answer, image_BCHW)
 
 
 def set_dtype(network: Normalized, dtype: torch.dtype) -> None:
@@ -67,7 +71,8 @@ class Tapped(nn.Module):
     place does not reach a tap. A network that returns two logits (a distilled ViT while
     `set_distilled_training` is on and it trains) gives their mean, and taps `head` and `head_dist`.
     One that returns Outputs (branches while it trains) adds its own taps. The tap NORM_GAP is no
-    module but how far from their statistics the BatchNorm layers' inputs are.
+    module but how far from their statistics the BatchNorm layers' inputs are: a term that somebody
+    learns from, so calls without gradient do not measure it and have no such tap.
 
     Args:    amp_dtype: autocast the network to it, and logits and taps may come in it; None: run
              the network as it is.
@@ -109,10 +114,12 @@ class Tapped(nn.Module):
         if self._gaps:
             self._seen[NORM_GAP] = torch.stack(self._gaps)
             self._gaps.clear()
+        taps: dict[str, Tensor] = {}
         for name in self.taps:
-            if name not in self._seen:
+            if name in self._seen:
+                taps[name] = self._seen[name]
+            elif name != NORM_GAP:
                 raise ValueError(f"tap {name!r}: this module did not run")
-        taps = {name: self._seen[name] for name in self.taps}
         self._seen.clear()
         if isinstance(result, Outputs):
             return Outputs(result.logits_BK, taps | result.taps)

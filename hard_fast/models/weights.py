@@ -2,8 +2,6 @@
 
 import argparse
 import logging
-import pickle
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hard_fast.models.taps import bare
+from hard_fast.runtime.archive import load_plain, reading_failure
 from hard_fast.runtime.files import write_atomic
 
 # Training frameworks wrap weights in one of these entries; averaged weights come first, as in timm.
@@ -99,15 +98,14 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
     if not path.is_file():
         raise ValueError(f"{path}: no such file of weights")
-    try:
-        if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
+        try:
             return load_file(path)
-        # timm and DeiT save their command line beside the weights; a Namespace holds only values.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # A file that is no checkpoint makes the unpickler raise almost anything.
-        raise ValueError(f"{path}: {_reading_failure(error)}") from error
+        except Exception as error:
+            raise ValueError(f"{path}: {reading_failure(error)}") from error
+    # timm and DeiT save their command line beside the weights; a Namespace holds only values.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        content = load_plain(path, path)
     while isinstance(content, Mapping) and (entry := _wrapping_entry(content)) is not None:
         content = content[entry]
     is_weights = isinstance(content, Mapping) and all(
@@ -121,19 +119,6 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 def _wrapping_entry(content: Mapping[str, object]) -> str | None:
     held = (e for e in _ENTRIES if e in content and isinstance(content[e], Mapping))
     return next(held, None)
-
-
-def _reading_failure(error: Exception) -> str:
-    """What is wrong with the file, without torch's advice to load it unsafely."""
-    if (refused := re.search(r"GLOBAL (\S+)", str(error))) is not None:
-        return (
-            f"holds a Python object beside tensors ({refused.group(1)}), so it was not loaded: "
-            "such files can run code; save the network's state_dict alone"
-        )
-    kind, said = type(error).__name__, ""
-    if not isinstance(error, pickle.UnpicklingError):
-        said = ": " + " ".join(str(error).split(". ")[0].split())
-    return f"damaged, or not a file of weights ({kind}{said})"
 
 
 def _without_prefixes(given: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,15 +12,17 @@ from functools import partial
 from typing import Any, Self
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import nn
 
 from hard_fast.models.checkpointing import checkpoint_activations
+from hard_fast.models.dropout import LayerDropoutConfig, drop_out
 from hard_fast.models.folding import fold_batchnorm
 from hard_fast.models.options import typed_options
 from hard_fast.models.small import SMALL_NETS
 from hard_fast.models.statistics import NORM_GAP
 from hard_fast.models.taps import Normalized, nearest, set_dtype
+from hard_fast.models.watermark import Watermark, WatermarkConfig
 from hard_fast.models.weights import load_weights, save_weights
 from hard_fast.runtime.compile import Precision
 from hard_fast.runtime.configfile import Config
@@ -49,9 +51,15 @@ class NetworkConfig(Config):
     std: tuple[float, ...] | None = None
     options: dict[str, Any] = {}
     """Keyword arguments of the network's constructor."""
+    num_classes: int | None = Field(default=None, ge=1)
+    """Of a teacher: outputs of its own head, where its classes are not the data's."""
+    watermark: WatermarkConfig | None = None
+    """Mark the network's answers, which a student that learns from them inherits."""
     precision: Precision = "auto"
     """Of a teacher: the dtype of its weights and arithmetic, without autocast; in 16 bit it takes
     half the memory. auto: weights in fp32, autocast as train.precision says."""
+    dropout: LayerDropoutConfig | None = None
+    """Dropout behind one random layer in each step in which the network learns."""
     checkpointing: bool = False
     """Keep few activations for the backward pass and compute the others again: less memory for
     more time. timm's networks can."""
@@ -64,6 +72,8 @@ class NetworkConfig(Config):
             )
         if self.new_head and self.checkpoint is None:
             raise ValueError("new_head = true: there is no checkpoint whose classifier to replace")
+        if self.checkpointing and self.dropout is not None:
+            raise ValueError("checkpointing = true: what is computed again cannot have dropout")
         return self
 
 
@@ -85,6 +95,8 @@ def build_network(
              fit the channels, or checkpointing where it cannot be.
     """
     sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    if config.num_classes is not None:
+        sizes["num_classes"] = config.num_classes
     net = _bare_network(config, sizes)
     if config.checkpoint is not None:
         load_weights(net, config.checkpoint, head=_head(config, net))
@@ -100,8 +112,13 @@ def build_network(
             fold_batchnorm(network, (in_channels, image_size, image_size), taps)
     if config.precision != "auto":
         set_dtype(network, _DTYPES[config.precision])
+    if config.dropout is not None and not frozen:
+        drop_out(network, net, config.dropout)
     if config.checkpointing:
         checkpoint_activations(net, config.name, is_frozen=frozen, taps=taps)
+    if config.watermark is not None:
+        shape = (in_channels, image_size, image_size)
+        network.mark = Watermark(config.watermark, shape, sizes["num_classes"])
     return network
 
 

@@ -11,6 +11,7 @@ from hard_fast.objectives.cutmixpick import CutmixPick, CutmixpickConfig
 from hard_fast.objectives.dafl import Dafl, DaflConfig
 from hard_fast.objectives.hard import Hard, HardConfig
 from hard_fast.objectives.kd import Distillation, KdConfig
+from hard_fast.objectives.prototypes import Prototypes, PrototypesConfig
 from hard_fast.objectives.relations import Features, FeaturesConfig, Relations, RelationsConfig
 from hard_fast.objectives.self_distill import (
     Byot,
@@ -24,7 +25,13 @@ from hard_fast.objectives.token import Token, TokenConfig
 from hard_fast.objectives.tst import TeachWhatYouShould, TstLossConfig
 from hard_fast.objectives.vae import Vae, VaeConfig
 
-__all__ = ["Objective", "ObjectiveConfig", "build_objective"]
+__all__ = [
+    "Objective",
+    "ObjectiveConfig",
+    "build_objective",
+    "check_reaches_all",
+    "compares_answers",
+]
 
 ObjectiveConfig = Annotated[
     CeConfig
@@ -40,9 +47,28 @@ ObjectiveConfig = Annotated[
     | SdDropoutConfig
     | CosubConfig
     | RelationsConfig
-    | FeaturesConfig,
+    | FeaturesConfig
+    | PrototypesConfig,
     Field(discriminator="kind"),
 ]
+
+
+def compares_answers(config: ObjectiveConfig) -> bool:
+    """Whether a loss reads the teacher's answers, so that its classes must be the student's."""
+    if isinstance(config, RelationsConfig | FeaturesConfig):
+        return config.kd_weight > 0.0
+    return not isinstance(config, PrototypesConfig)
+
+
+def check_reaches_all(config: ObjectiveConfig) -> None:
+    """Raise ValueError if no loss reaches the student's answers, so that its last layers idle."""
+    is_inner = isinstance(config, RelationsConfig | FeaturesConfig)
+    if is_inner and not (config.ce_weight or config.kd_weight):
+        raise ValueError(
+            f"distributed.overlap = true: waits for a gradient of every weight, and objective.kind "
+            f"= {config.kind!r} has none behind its layers; set ce_weight or kd_weight, or no "
+            "overlap"
+        )
 
 
 def build_objective(config: ObjectiveConfig) -> Objective:
@@ -68,6 +94,8 @@ def build_objective(config: ObjectiveConfig) -> Objective:
             return Relations(config)
         case FeaturesConfig():
             return Features(config)
+        case PrototypesConfig():
+            return Prototypes(config)
         case TstLossConfig():
             return TeachWhatYouShould(config)
         case VaeConfig():

@@ -2,23 +2,24 @@
 
 from typing import Annotated
 
-import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from hard_fast.runtime.cycle import Cycle
+from hard_fast.runtime.cycle import Cycle, Held, constant, within
 from hard_fast.types import LossTerms, Needs, Outputs, Phase, Seen
 
+__all__ = ["Objective", "Temperature", "constant", "terms"]
+
 # Of a softmax: one for the whole run, or one that changes over it.
-Temperature = Annotated[float, Field(gt=0.0)] | Cycle
+Temperature = Annotated[float | Cycle, within(above=0.0)]
 
 
-class Objective(nn.Module):
-    """The losses of student and augmentor. Heads that it owns train and save with the student."""
+class Objective(Held):
+    """The losses of student and augmentor. Heads that it owns train and save with the student.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._cycles: dict[str, Cycle] = {}
+    shares_classes: whether the teacher's classes are the student's, and not merely as many.
+    """
+
+    shares_classes = True
 
     def needs(self, phase: Phase) -> Needs:
         """The forward passes that this phase's loss looks at; read once, when the step is built."""
@@ -31,21 +32,6 @@ class Objective(nn.Module):
                  image: [1,C,H,W] zeros, on the networks' device.
         Raises:  ValueError, one line, if they do not fit.
         """
-
-    def advance(self, step: int, *, num_steps: int, num_steps_per_epoch: int) -> None:
-        """Set what changes over a run, before its 0-based step: 0-dim buffers, filled in place.
-
-        Nothing here may depend on earlier calls, so a run that resumes needs no memory of them.
-        """
-        for name, cycle in self._cycles.items():
-            getattr(self, name).fill_(cycle.at(step, num_steps))
-
-    def hold(self, **values: float | Cycle) -> None:
-        """Keep each value as a 0-dim buffer of its name; `advance` leads it through its cycle."""
-        for name, value in values.items():
-            if isinstance(value, Cycle):
-                self._cycles[name] = value
-            setattr(self, name, constant(value.ends if isinstance(value, Cycle) else value))
 
     def keep_score(self, outputs: Outputs) -> Tensor:
         """[M] the higher, the sooner kept; asked for only where `needs(phase).keep` < 1."""
@@ -68,11 +54,6 @@ class Objective(nn.Module):
             f"objective.kind of {type(self).__name__} has no loss for an augmentor; use "
             "schedule.kind = 'student_only', or an objective such as 'hard'"
         )
-
-
-def constant(value: float) -> nn.Buffer:
-    """A number that a schedule may change between steps without a recompile."""
-    return nn.Buffer(torch.tensor(value, dtype=torch.float32), persistent=False)
 
 
 def terms(loss: Tensor, error: Tensor, **logs: Tensor) -> LossTerms:

@@ -26,7 +26,9 @@ class CudfkdConfig(Config):
     statistics: float = Field(default=1.0, ge=0.0)
     """Weight of the gap to what the teacher's BatchNorm layers keep; 0: the teacher has none."""
     entropy: float = Field(default=20.0, ge=0.0)
-    """Weight of the entropy, in nats, of the batch's mean answer, which the generator raises."""
+    """Weight of the entropy, in nats, of the batch's mean answer, which the generator raises. The
+    mean is over the images of one pass of one process: with train.accumulate or several processes
+    a part of the batch, whose entropy cannot exceed the logarithm of how many images it has."""
     temperature: float = Field(default=20.0, gt=0.0)
     """T of the softmax in that entropy."""
     adversarial_growth: float = Field(default=0.5, ge=0.0)

@@ -35,7 +35,9 @@ class DaflConfig(Config):
     paper writes the natural logarithm: 2.3 times as much."""
     entropy_of: Literal["batch", "sample"] = "batch"
     """batch: of the mean answer, so that all classes are made, as published. sample: the mean
-    entropy of each answer, so that each lies between classes."""
+    entropy of each answer, so that each lies between classes. `batch` is the images of one pass of
+    one process: with train.accumulate or several processes a part of a batch, whose entropy cannot
+    exceed the logarithm of the number of its images."""
     temperature: float = Field(default=1.0, gt=0.0)
     """T of the softmax that the student learns from; the loss carries T squared."""
 

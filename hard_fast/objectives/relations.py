@@ -52,7 +52,9 @@ class Inner(Objective):
         if self.kd_weight:
             apart = kd_kl(student_BK, teacher_BK, self.temperature).mean()
             parts["teacher_loss"] = self.kd_weight * apart
-        return terms(sum(parts.values()), disagreement(student_BK, teacher_BK), **parts)
+        # A teacher of other classes says nothing about which of these is right.
+        reference_BK = teacher_BK if self.shares_classes else seen.view.target_BK
+        return terms(sum(parts.values()), disagreement(student_BK, reference_BK), **parts)
 
 
 class RelationsConfig(InnerConfig):

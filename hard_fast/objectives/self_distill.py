@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from hard_fast.models.branches import Branched
 from hard_fast.models.taps import bare, nearest, try_out
 from hard_fast.objectives.base import Objective, constant, terms
 from hard_fast.objectives.terms import cross_entropy, disagreement, kd_kl
@@ -41,6 +42,15 @@ class Byot(Objective):
         self.config = config
         self.temperature = constant(config.temperature)
 
+    def meet(self, student: nn.Module, teacher: nn.Module | None, image: Tensor) -> None:
+        """See that the student has branches."""
+        net = bare(student)
+        if not isinstance(net, Branched) or not net.branches:
+            raise ValueError(
+                "objective.kind = 'byot': the student has no branches; use student.name = "
+                "'python:hard_fast.models.branches:branched'"
+            )
+
     def needs(self, phase: Phase) -> Needs:
         """The student alone, which shows its branches while it trains."""
         return Needs()
@@ -49,11 +59,6 @@ class Byot(Objective):
         """Labels for every classifier; the final one's outputs and features for the branches."""
         student, target_BK, config = seen.student[0], seen.view.target_BK, self.config
         names = [name for name in student.taps if f"{name}_feature" in student.taps]
-        if not names:
-            raise ValueError(
-                "objective.kind = 'byot': the student has no branches; use student.name = "
-                "'python:hard_fast.models.branches:branched'"
-            )
         final_BK, final_BD = student.logits_BK.detach(), student.taps["feature"].detach().float()
         label = cross_entropy(student.logits_BK, target_BK)
         taught = features = label.new_zeros(())

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from hard_fast.optim.schedule import RateConfig, SwaRateConfig
 from hard_fast.runtime.configfile import Config
 
 
@@ -16,7 +17,8 @@ class AverageConfig(Config):
 
     swa with start = 0.1 and the defaults is WAKD (arXiv:2309.11446): all iterates but the first
     tenth, for which no validation is needed. SWA (arXiv:1803.05407) takes one of each epoch, later
-    in the run and at a constant or cyclic rate, and computes BatchNorm's statistics anew.
+    in the run and at a constant or cyclic rate (optim.rate.kind = "swa"), and computes BatchNorm's
+    statistics anew.
     """
 
     kind: Literal["ema", "swa"] = "ema"
@@ -36,6 +38,24 @@ class AverageConfig(Config):
         if self.kind == "swa" and self.decay != type(self).model_fields["decay"].default:
             raise ValueError(f"decay = {self.decay}: kind = 'swa' weighs all alike; leave it out")
         return self
+
+
+def check_tail(average: AverageConfig | None, rate: RateConfig) -> None:
+    """See that a rate made for SWA has an average that begins with its tail.
+
+    Raises:  ValueError, one line, if it has none, or one whose weights are not its cycles' ends.
+    """
+    if not isinstance(rate, SwaRateConfig):
+        return
+    if average is None or average.kind != "swa" or average.start != rate.start:
+        raise ValueError(
+            f"optim.rate.kind = 'swa': set average.kind = 'swa', average.start = {rate.start}"
+        )
+    if rate.low is not None and average.every_epochs != rate.cycle_epochs:
+        raise ValueError(
+            f"average.every_epochs = {average.every_epochs:g}: the weights at the end of each of "
+            f"optim.rate's cycles are averaged; use its cycle_epochs = {rate.cycle_epochs:g}"
+        )
 
 
 class WeightAverage:

@@ -12,8 +12,9 @@ from torch.optim import Optimizer
 from hard_fast.optim.eight_bit import eight_bit_rules
 from hard_fast.optim.flat import FlatOptimizer, Rule, lion_rule
 from hard_fast.optim.schedule import ConstantRateConfig, RateConfig
+from hard_fast.optim.standstill import StandstillConfig
 from hard_fast.runtime.configfile import Config
-from hard_fast.runtime.cycle import Cycle
+from hard_fast.runtime.cycle import Cycle, within
 
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 _FUSED_DEVICES = {"cpu", "cuda"}
@@ -30,13 +31,22 @@ class OptimConfig(Config):
 
     kind: Literal["adam", "adamw", "sgd", "lion", "lion8bit", "lion_auto", "adamw8bit"] = "adam"
     lr: float = Field(gt=0, allow_inf_nan=False)
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Cycle = 0.0
+    weight_decay: Annotated[float | Cycle, within(least=0.0)] = 0.0
     # None: the kind's usual ones, (0.9, 0.99) for lion and (0.9, 0.999) for adam.
     betas: tuple[_Beta, _Beta] | None = None
     momentum: float = Field(default=0.9, ge=0, lt=1)  # sgd only
     nesterov: bool = False  # sgd only
     # Total gradient norm; None: no clipping.
-    clip_norm: Annotated[float, Field(gt=0)] | Cycle | None = None
+    clip_norm: Annotated[float | Cycle, within(above=0.0)] | None = None
+    # Steps whose gradients make one update, their mean; a cycle's is rounded to a whole number. So
+    # the batch that is learned from grows and shrinks, while steps, epochs and rates count those
+    # that are loaded. A run that ends within such a group learns from what there is.
+    update_every: Annotated[int | Cycle, within(least=1)] = 1
+    # Where networks take turns: whether each turn of this one begins without moments, and with
+    # nothing that `standstill` took from the rate.
+    fresh_turns: bool = False
+    # Lower the rate where the network's own loss stands still, on top of what `rate` says.
+    standstill: StandstillConfig | None = None
     # Whether weight decay falls on tensors with fewer than two dimensions too. None: with adam
     # only, since the papers' L2 falls on every parameter.
     decay_norm_and_bias: bool | None = None

@@ -5,7 +5,7 @@ import math
 import warnings
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch.optim import Optimizer
 
 from hard_fast.runtime.configfile import Config
@@ -50,8 +50,30 @@ class PlateauRateConfig(Config):
     max_decays: int = Field(default=5, ge=1)  # the last of them ends the run
 
 
+class SwaRateConfig(Config):
+    """The full learning rate, a slope down, and a tail at a rate that still explores: SWA's.
+
+    The tail's rate is constant, or falls along a line in each cycle and jumps back. The weights at
+    the ends of cycles are for [average] to gather.
+    """
+
+    kind: Literal["swa"] = "swa"
+    warmup_epochs: _Epochs = 0.0  # epochs
+    start: float = Field(default=0.5, gt=0, lt=1)  # share of the run, where the tail begins
+    high: float = Field(default=0.5, gt=0, le=1)  # share of the full rate, at a cycle's start
+    # Share of the full rate, at the end of a cycle; None: the tail is constant, at `high`.
+    low: Annotated[float, Field(gt=0, le=1)] | None = None
+    cycle_epochs: float = Field(default=1.0, gt=0, allow_inf_nan=False)  # epochs
+
+    @model_validator(mode="after")
+    def _falls(self) -> "SwaRateConfig":
+        if self.low is not None and self.low > self.high:
+            raise ValueError(f"low = {self.low}: is above high = {self.high}")
+        return self
+
+
 RateConfig = Annotated[
-    ConstantRateConfig | CosineRateConfig | StepsRateConfig | PlateauRateConfig,
+    ConstantRateConfig | CosineRateConfig | StepsRateConfig | PlateauRateConfig | SwaRateConfig,
     Field(discriminator="kind"),
 ]
 
@@ -144,6 +166,30 @@ class StepsRate(RateSchedule):
         return self._factor ** sum(drop <= step for drop in self._drops)
 
 
+class SwaRate(RateSchedule):
+    """Full for half of the time before the tail, at the tail's rate from nine tenths of it on.
+
+    Source:  Izmailov et al. 2018, arXiv:1803.05407, section 3.1: in step i = 1, 2 ... of the tail
+             (1 - t) high + t low, t = (mod(i - 1, c) + 1) / c. Before the tail as in
+             timgaripov/swa@090b95e `train.py`, per step, where that code counts epochs.
+    """
+
+    def __init__(self, config: SwaRateConfig, num_steps: int, num_steps_per_epoch: int) -> None:
+        super().__init__(config.warmup_epochs, num_steps, num_steps_per_epoch)
+        self._config, self._first = config, int(config.start * num_steps)
+        self._cycle = max(1, round(config.cycle_epochs * num_steps_per_epoch))
+
+    def _decay(self, step: int) -> float:
+        high, low = self._config.high, self._config.low
+        if step < self._first:
+            fallen = (step / self._first - 0.5) / 0.4
+            return 1.0 - (1.0 - high) * min(1.0, max(0.0, fallen))
+        if low is None:
+            return high
+        share = ((step - self._first) % self._cycle + 1) / self._cycle
+        return (1.0 - share) * high + share * low
+
+
 class PlateauRate(RateSchedule):
     """Decay and go back to the best weights after `patience` evaluations without a better score.
 
@@ -209,6 +255,8 @@ def build_rate(config: RateConfig, *, num_steps: int, num_steps_per_epoch: int) 
             return StepsRate(config, num_steps, num_steps_per_epoch)
         case "plateau":
             return PlateauRate(config, num_steps, num_steps_per_epoch)
+        case "swa":
+            return SwaRate(config, num_steps, num_steps_per_epoch)
 
 
 def set_rate(optimizer: Optimizer, lr: float) -> None:

@@ -116,7 +116,7 @@ def test_warps_are_the_published_ones_on_an_oblong_picture(name):
     made = augmentor(View(image, None), noise).image[0, 0]
     if name == "translate_x":
         torch.testing.assert_close(made[:, 3:], image[0, 0, :, :-3], atol=1e-5, rtol=0)
-        assert made[:, :3].abs().max() == 0
+        assert made[:, :3].abs().max() < 1e-5
         return
     if name == "translate_y":
         torch.testing.assert_close(made[2:], image[0, 0, :-2], atol=1e-5, rtol=0)

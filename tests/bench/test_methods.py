@@ -33,4 +33,4 @@ def test_a_configuration_holds_the_kinds_that_its_methods_name(config):
     name = str(config.relative_to(CONFIG_FOLDER).with_suffix(""))
     tree = str(read(name).tree)
     for method in methods_of(config):
-        assert all(f"'{kind}'" in tree for kind in method.kinds), method
+        assert all(f"'{kind}" in tree for kind in method.kinds), method

@@ -43,6 +43,24 @@ def test_digits_keep_their_test_set_under_every_key():
     assert torch.equal(one.label, two.label)
 
 
+def test_some_digits_are_numbered_anew():
+    whole = load_data(DigitsConfig(val_share=0.0), CPU)
+    some = load_data(DigitsConfig(val_share=0.0, classes=(7, 2)), CPU)
+    assert some.num_classes == 2 and some.test.keys() == whole.test.keys()
+    assert torch.equal(some.test["shifted"].label, some.test["centered"].label)
+    parts = ((data.train, data.test["centered"]) for data in (some, whole))
+    for found, given in zip(*parts, strict=True):
+        is_one = (given.label == 7) | (given.label == 2)
+        assert torch.equal(found.image, given.image[is_one])
+        assert torch.equal(found.label, (given.label[is_one] == 2).long())
+
+
+@pytest.mark.parametrize("classes", [(1,), (1, 10), (1, 1)])
+def test_classes_are_two_digits_or_more(classes):
+    with pytest.raises(ValidationError, match="classes"):
+        DigitsConfig(classes=classes)
+
+
 def test_line_draws_unlabelled_points_in_its_intervals():
     data = load_data(LineConfig(low=-2.0, high=3.0, num_train=500, val_share=0.0), CPU)
     assert data.num_classes == 1

@@ -32,3 +32,19 @@ def write_weights(tmp_path: Path) -> Callable[..., Path]:
         return save_weights(net, tmp_path / f"{name}-{seed}.safetensors")
 
     return write_weights
+
+
+@pytest.fixture
+def write_run():
+    """Writes what evaluation reads of a finished run."""
+
+    def write_run(run_dir, weights, student, data='{ kind = "cifar10" }'):
+        run_dir.mkdir()
+        weights.rename(run_dir / "student.safetensors")
+        (run_dir / "config.toml").write_text(
+            f"data = {data}\nstudent = {student}\n"
+            'objective = { kind = "ce" }\noptim = { lr = 1e-3 }\ntrain = { steps = 1 }\n'
+        )
+        return run_dir
+
+    return write_run

@@ -101,3 +101,7 @@ def test_one_teacher_and_one_data_set_are_ranked():
         check_alike({"teacher": alone})
     with pytest.raises(ValueError, match=r"rows\.b: has another teacher"):
         check_alike({"a": config(), "b": config(teacher={"options": {"hidden": [16]}})})
+    layers = {"student_layer": "a", "teacher_layer": "b"}
+    other = {"teacher": {"num_classes": 5}, "objective": {"kind": "prototypes", **layers}}
+    with pytest.raises(ValueError, match=r"rows\.c: teacher\.num_classes"):
+        check_alike({"a": config(), "c": config(**other)})

@@ -18,7 +18,9 @@ from hard_fast.evals.robustness import (
     confidences,
 )
 from hard_fast.evals.subject import open_run
+from hard_fast.evals.suites.corrupted import CorruptedPart, number
 from hard_fast.models.taps import bare
+from hard_fast.models.zoo import NetworkConfig, build_network, save_weights
 from hard_fast.runtime.dist import World
 
 WORLD = World(0, 1, torch.device("cpu"))
@@ -97,6 +99,28 @@ def test_what_stands_an_attack_is_what_is_further_from_the_border():
     assert math.isnan(attacked_top1(Bright(), Arrays(image, torch.full((5,), -1)), WORLD))
 
 
+def test_a_start_depends_on_the_place_alone(monkeypatch):
+    images = torch.randint(256, (7, 5, 6, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    part = Arrays(images, torch.tensor([0, 1, -1, 1, 0, 0, 1]))
+    seen = []
+
+    def starts(batch_size, *worlds, of=part):
+        seen.clear()
+        monkeypatch.setattr(robustness, "_BATCH", batch_size)
+        watched = Bright()
+        watched.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        for world in worlds:
+            attacked_top1(watched, of, world, radius=0.5, num_steps=0)
+        return torch.cat(seen)
+
+    whole = starts(7, WORLD)
+    assert whole.shape == (6, 3, 5, 6) and whole.unique(dim=0).shape == whole.shape
+    halves = [World(rank, 2, torch.device("cpu")) for rank in (0, 1)]
+    assert torch.equal(starts(2, *halves), whole)
+    again = starts(3, *halves, of=CorruptedPart(number(part, WORLD.device), "identity", 1))
+    assert torch.equal(again, whole)
+
+
 def test_confidences_of_a_set_are_counted_once(monkeypatch):
     monkeypatch.setattr(robustness, "_BATCH", 2)
     part = Arrays(grey(0, 100, 120, 130, 250).contiguous(), torch.zeros(5, dtype=torch.int64))
@@ -104,18 +128,7 @@ def test_confidences_of_a_set_are_counted_once(monkeypatch):
     assert total.sum() == 5 and torch.equal(total, confidence_sums(Bright()(part.image / 255)))
 
 
-def write_run(run_dir, weights, student):
-    """What evaluation reads of a finished run."""
-    run_dir.mkdir()
-    weights.rename(run_dir / "student.safetensors")
-    (run_dir / "config.toml").write_text(
-        f'data = {{ kind = "cifar10" }}\nstudent = {student}\n'
-        'objective = { kind = "ce" }\noptim = { lr = 1e-3 }\ntrain = { steps = 1 }\n'
-    )
-    return run_dir
-
-
-def test_an_early_exit_of_a_run_is_an_override(write_weights, tmp_path):
+def test_an_early_exit_of_a_run_is_an_override(write_weights, write_run, tmp_path):
     name, small = "python:hard_fast.models.branches:branched", {"widths": [4, 8], "num_blocks": 1}
     weights = write_weights(name, options=small, after=["layer1"])
     student = f'{{ name = "{name}", options = {{ options = {{ widths = [4, 8], num_blocks = 1 }}, '
@@ -135,7 +148,7 @@ def test_an_early_exit_of_a_run_is_an_override(write_weights, tmp_path):
         assert not torch.allclose(whole(image).logits_BK, wanted, atol=1e-2)
 
 
-def test_the_command_scores_a_run(cifar_root, write_weights, capsys, tmp_path):
+def test_the_command_scores_a_run(cifar_root, write_weights, write_run, capsys, tmp_path):
     weights = write_weights("cifar_resnet20")
     run_dir = write_run(tmp_path / "run", weights, '{ name = "cifar_resnet20" }')
     command = ["--run", str(run_dir), "--suite", "cifar10", "--data-root", str(cifar_root)]
@@ -149,3 +162,25 @@ def test_the_command_scores_a_run(cifar_root, write_weights, capsys, tmp_path):
     assert "mnist: no mnist/" in capsys.readouterr().err
     assert robustness.main([*command[:3], "cifar10_c", *command[4:]]) == 2
     assert "error" in capsys.readouterr().err
+
+
+def test_a_run_answers_parts_of_its_own_data_without_a_root(write_run, tmp_path, capsys):
+    torch.manual_seed(0)
+    sizes = {"num_classes": 10, "in_channels": 1, "image_size": 28}
+    net = build_network(NetworkConfig(name="mlp", options={"hidden": (8,)}), **sizes)
+    weights = save_weights(net, tmp_path / "net.safetensors")
+    student = '{ name = "mlp", options = { hidden = [8] } }'
+    run_dir = write_run(tmp_path / "run", weights, student, data='{ kind = "digits" }')
+    command = ["--run", str(run_dir), "--device", "cpu", "--limit", "20", "--steps", "1"]
+    command += ["--outside", "own:shifted,own+corrupted:contrast,fog@1", "--suite"]
+    assert robustness.main([*command, "own:centered"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    name = "own+corrupted:contrast,fog@1"
+    names = {"pgd_top1", "own:shifted_auroc", f"{name}_contrast/1_auroc", f"{name}_fog/1_auroc"}
+    assert found.keys() == names and found["pgd_top1"] * 20 % 100 == 0.0
+    for suite, words in (
+        ("own", "has several sets of images; give one of them, such as own:centered"),
+        ("cifar10", "--data-root: cifar10 is looked for in it"),
+    ):
+        assert robustness.main([*command, suite]) == 2
+        assert words in capsys.readouterr().err

@@ -126,6 +126,15 @@ def test_the_ranking_is_paired():
     assert difference["high"] == pytest.approx(0.1 * wide["high"])
 
 
+def test_an_interval_of_two_draws_by_hand():
+    # Two draws drawn again are one of them twice, without any spread, or both: sqrt(2) too wide.
+    share = torch.tensor([[0.2], [0.6]], dtype=torch.float64)
+    sums = torch.cat([share, 1.0 - share, torch.ones_like(share)], 1)
+    row = rank({"one": sums}, num_resamples=50, seed=0)["rows"]["one"]
+    assert row["t_stddev"] == pytest.approx(0.4 / 2**0.5)
+    assert row["low"] == pytest.approx(0.0) and row["high"] == pytest.approx(0.4)
+
+
 def test_the_interval_holds_the_truth_as_often_as_it_says():
     generator = torch.Generator().manual_seed(1)
     num_right = 0

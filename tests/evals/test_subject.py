@@ -52,6 +52,15 @@ def test_a_run_gives_its_student_its_teacher_and_their_images(write_run: Write):
     assert not student.training and not any(p.requires_grad for p in student.parameters())
 
 
+def test_a_teacher_of_other_classes_is_not_compared(write_run: Write):
+    layers = {"student_layer": "layer3", "teacher_layer": "layer3"}
+    teacher = {"name": "cifar_resnet20", "num_classes": 7}
+    run_dir = write_run(teacher=teacher, objective={"kind": "prototypes", **layers})
+    subject = open_run(run_dir, None, [])
+    assert subject.teacher is None and subject.teacher_name is None
+    assert subject.build((3, 32, 32), 10, WORLD)[1] is None
+
+
 def test_another_checkpoint_teacher_and_setting_can_be_given(
     write_run: Write, write_weights: Write
 ):

@@ -8,7 +8,9 @@ from torch import nn
 
 from hard_fast.data import Arrays
 from hard_fast.evals import runner
+from hard_fast.evals.robustness import attacked_top1
 from hard_fast.evals.runner import compare, evaluate
+from hard_fast.evals.sharpness import landscape_of, sharpness, top_eigenvalue
 from hard_fast.evals.suites import Loaded
 from hard_fast.models.taps import Tapped
 from hard_fast.runtime import dist, parallel
@@ -53,6 +55,25 @@ def check(world: World) -> None:
             for ours, theirs in zip(got, want, strict=True):
                 assert ours == pytest.approx(theirs, rel=1e-6, nan_ok=True), (num, got, want)
     assert "t_stddev" in found_by(world, student, teacher, 13)[0]
+    part, own = suite(13)[0].parts["test"], suite(60)[0].parts["test"]
+    # All are right before the attack, and what a random start leaves of them is chance.
+    with torch.no_grad():
+        own = own._replace(label=student(own.image / 255).logits_BK.argmax(1))
+    dist.sum_ = lambda tensor: tensor
+    alone = World(0, 1, world.device)
+    want, stands = sharpness_by(alone, student, part), attack_by(alone, student, own)
+    dist.sum_ = sum_
+    assert sharpness_by(world, student, part) == pytest.approx(want, rel=1e-5)
+    assert attack_by(world, student, own) == stands and 10.0 < stands < 90.0
+
+
+def sharpness_by(world: World, network: nn.Module, part: Arrays) -> list[float]:
+    weights, landscape = list(network.parameters()), landscape_of(network, part, world)
+    return [sharpness(weights, landscape, 0.1, 3), top_eigenvalue(weights, landscape, 5)]
+
+
+def attack_by(world: World, network: nn.Module, part: Arrays) -> float:
+    return attacked_top1(network, part, world, radius=0.5, num_steps=0)
 
 
 if __name__ == "__main__":

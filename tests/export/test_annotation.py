@@ -4,6 +4,7 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from hard_fast.export.annotation import Int8Quantizer
 from hard_fast.export.formats import capture
+from hard_fast.models.binary import BinaryConv2d
 
 
 def _annotated(net, shape=(1, 8, 8)):
@@ -48,3 +49,9 @@ def test_a_sum_with_a_constant_or_of_other_shapes_stays_as_it_is():
 
     _, notes = _annotated(Shifted().eval())
     assert set(notes) == {"aten.linear.default"}
+
+
+def test_a_convolution_of_signs_stays_as_it_is():
+    net = nn.Sequential(BinaryConv2d(1, 2, 3), nn.Flatten(), nn.Linear(128, 3))
+    quantizer, notes = _annotated(net.eval().requires_grad_(False))
+    assert quantizer.num_layers == 1 and set(notes) == {"aten.linear.default"}

@@ -6,7 +6,7 @@ from hard_fast.export.compression_report import network_row, report_table, write
 from hard_fast.export.files import Shipped
 
 TIMES = {"1": {"p50_ms": 1.25, "p95_ms": 2.0, "n": 20}, "32": {"p50_ms": 8.5, "p95_ms": 9, "n": 20}}
-COSTS = {"parameters": 12, "flops": 24, "bytes": 48}
+COSTS = {"parameters": 12, "flops": 24, "bytes": 48, "packed_bytes": 48}
 
 
 def _tree(tmp_path):
@@ -56,6 +56,14 @@ def test_the_files_hold_everything(tmp_path):
     assert "pt2 int8 ptq loses 0.75 points on cifar10." in text and text.count("loses") == 1
     assert "int8 ptq: num_images 512." in text and "as it is, torch rounds" in text
     assert "- onnx: layer 'x' cannot be written" in text and "- usps: no usps.h5 in data" in text
+
+
+def test_binary_weights_are_told_with_what_they_would_take(tmp_path):
+    tree = _tree(tmp_path)
+    assert "binary" not in write_report(tree, tmp_path)[1].read_text()
+    tree["rows"][1] |= {"bytes": 2**21, "packed_bytes": 2**17}
+    text = write_report(tree, tmp_path)[1].read_text()
+    assert "With one bit for each it would take 0.125 MiB; no file here is packed so." in text
 
 
 def test_the_table_fits_a_terminal(tmp_path):

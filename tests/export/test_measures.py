@@ -3,6 +3,7 @@ from torch import nn
 
 from hard_fast.export import measures
 from hard_fast.export.measures import count_costs, time_calls
+from hard_fast.models.binary import BinaryConv2d
 
 
 def test_parameters_flops_and_bytes_by_hand():
@@ -12,6 +13,16 @@ def test_parameters_flops_and_bytes_by_hand():
     assert costs["bytes"] == 4 * costs["parameters"]
     # Two per multiplication and addition: 36 places x 2 channels x 9 taps, then 72 x 3.
     assert costs["flops"] == 2 * (36 * 2 * 9) + 2 * 72 * 3
+
+
+def test_operations_on_signs_count_as_a_64th_and_binary_weights_as_bits():
+    net = nn.Sequential(nn.Conv2d(1, 4, 1, bias=False), BinaryConv2d(4, 8, 3))
+    costs = count_costs(net, (1, 4, 4))
+    assert costs["flops"] == 2 * 16 * 4 + 2 * 16 * 8 * (4 * 9) // 64
+    assert costs["parameters"] == 4 + 8 * 4 * 9 + 4
+    # A bit each, a scale for each of eight channels, and 4 + 4 numbers of 4 bytes.
+    assert costs["packed_bytes"] == (8 * 4 * 9) // 8 + 8 * 4 + 4 * (4 + 4)
+    assert costs["bytes"] == 4 * costs["parameters"]
 
 
 def test_a_shared_parameter_counts_once():

@@ -32,6 +32,15 @@ def test_a_branch_keeps_the_last_stages_shape():
     assert logits.shape == (2, 5) and feature.shape == (2, 12)
 
 
+def test_a_branchs_features_are_the_mean_of_its_map():
+    branch = Branch(torch.Size((4, 16, 16)), torch.Size((12, 2, 2)), num_classes=5)
+    image = torch.rand(3, 4, 16, 16)
+    with torch.no_grad():
+        inner = branch.eval().bottleneck[:-2](image)
+        assert inner.flatten(2).std(2).max() > 0
+        torch.testing.assert_close(branch(image)[1], inner.mean((2, 3)))
+
+
 def test_training_shows_every_branch_and_evaluation_only_the_answer():
     net, image = small(), torch.rand(2, 3, 16, 16)
     with torch.no_grad():

@@ -28,6 +28,22 @@ def test_standard_pictures_have_the_given_mean_and_std_over_a_batch():
     torch.testing.assert_close(spread, torch.full((3,), 0.5), rtol=5e-2, atol=0.0)
 
 
+def test_what_is_below_zero_keeps_a_fifth_behind_both_hidden_convolutions():
+    net = PictureGenerator((1, 4, 4), latent=1, width=1, output="sigmoid").eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+        for norm in (net.norm1, net.norm2):
+            norm.eps = 0.0
+            norm.weight.fill_(1.0)
+        # The middle of the kernel of each convolution passes a number on.
+        net.conv1.bias.fill_(-2.0)
+        net.conv2.weight[0, 0, 1, 1], net.conv3.weight[0, 0, 1, 1] = 5.0, 1.0
+        # -2 becomes -0.4, times 5 is -2 again, which becomes -0.4.
+        image = net(torch.zeros(1, 1))
+    torch.testing.assert_close(image, torch.tensor(-0.4).sigmoid().expand(1, 1, 4, 4))
+
+
 def test_sigmoid_pictures_stay_inside():
     torch.manual_seed(0)
     net = PictureGenerator((1, 4, 4), latent=2, width=2, output="sigmoid")

@@ -58,17 +58,21 @@ def test_the_students_loss_by_hand(seen):
 
 
 def test_the_generators_loss_by_hand(seen):
-    config = CudfkdConfig(entropy=2.0, temperature=1.0, adversarial_temperature=1.0, statistics=3.0)
+    config = CudfkdConfig(entropy=2.0, temperature=2.0, adversarial_temperature=3.0, statistics=3.0)
     objective = build_objective(config)
     objective.adversarial.fill_(4.0)
-    teacher = torch.tensor([[math.log(3.0), 0.0], [0.0, math.log(3.0)]])
-    # They agree on the first picture only: KL of (3/4, 1/4) from (1/2, 1/2) there.
+    # Of the first class: 64/65 at T = 1, 8/9 at 2, 4/5 at 3; of the second picture 1/10 and 1/4.
+    teacher = torch.tensor([[math.log(64.0), 0.0], [0.0, math.log(9.0)]])
+    # They agree on the first picture only: KL of (4/5, 1/5) from (1/2, 1/2) there, at T = 3.
     student = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
     given = seen(student, teacher)
     taps = {NORM_GAP: torch.tensor([0.25, 0.5])}
     found = objective.augmentor_loss(given._replace(teacher=given.teacher._replace(taps=taps)))
-    apart = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
-    want = -math.log(0.75) - 2.0 * math.log(2.0) - 4.0 * apart / 2.0 + 3.0 * 0.75
+    apart = 9.0 * (0.8 * math.log(1.6) + 0.2 * math.log(0.4))
+    one_hot = (math.log(65.0 / 64.0) + math.log(10.0 / 9.0)) / 2.0
+    share = (8.0 / 9.0 + 1.0 / 4.0) / 2.0
+    entropy = -share * math.log(share) - (1.0 - share) * math.log(1.0 - share)
+    want = one_hot - 2.0 * entropy - 4.0 * apart / 2.0 + 3.0 * 0.75
     assert found.loss.item() == pytest.approx(want)
     assert found.error.item() == 0.5
 

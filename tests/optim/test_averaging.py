@@ -5,8 +5,9 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from hard_fast.optim.averaging import AverageConfig, WeightAverage
+from hard_fast.optim.averaging import AverageConfig, WeightAverage, check_tail
 from hard_fast.optim.build import OptimConfig, build_optimizer
+from hard_fast.optim.schedule import ConstantRateConfig, SwaRateConfig, build_rate
 
 
 class Net(nn.Module):
@@ -221,3 +222,39 @@ def test_the_averages_of_given_tensors():
     averages = average.state_dict()["averages"]
     found = average.of([net.norm.running_var, net.norm.running_mean])
     assert found[0] is averages["norm.running_var"] and found[1] is averages["norm.running_mean"]
+
+
+def test_the_ends_of_a_rates_cycles_are_what_is_averaged():
+    config = SwaRateConfig(start=0.5, high=0.5, low=0.1, cycle_epochs=1.5)
+    average = AverageConfig(kind="swa", start=0.5, every_epochs=1.5)
+    check_tail(average, config)
+    length = {"num_steps": 14, "num_steps_per_epoch": 2}
+    rate, weight = build_rate(config, **length), nn.Linear(1, 1, bias=False)
+    kept = WeightAverage(weight, average, **length)
+    lowest = []
+    for step in range(14):
+        with torch.no_grad():
+            weight.weight.fill_(step)
+        before = kept.state_dict()["num_updates"]
+        kept.update(step)
+        if kept.state_dict()["num_updates"] > before:
+            lowest.append(rate.factor(step))
+    assert lowest == pytest.approx([0.1, 0.1])
+    with kept.applied():
+        assert weight.weight.item() == (9 + 12) / 2
+
+
+@pytest.mark.parametrize(
+    ("average", "low", "words"),
+    [
+        (None, None, "average.kind = 'swa'"),
+        ({"kind": "ema"}, None, "average.kind = 'swa'"),
+        ({"kind": "swa", "start": 0.25}, None, "average.start = 0.5"),
+        ({"kind": "swa", "start": 0.5, "every_epochs": 2}, 0.1, "cycle_epochs = 1"),
+    ],
+)
+def test_a_rate_for_swa_without_its_average_is_one_line(average, low, words):
+    given = average and AverageConfig(**average)
+    with pytest.raises(ValueError, match=words):
+        check_tail(given, SwaRateConfig(low=low))
+    check_tail(given, ConstantRateConfig())

@@ -12,6 +12,7 @@ from hard_fast.optim.schedule import (
     PlateauRateConfig,
     RateConfig,
     StepsRateConfig,
+    SwaRateConfig,
     Verdict,
     build_rate,
     set_rate,
@@ -36,6 +37,24 @@ def test_steps_by_hand():
     config = StepsRateConfig(warmup_epochs=1.0, epochs=[1.5, 3], factor=0.5)
     rate = build_rate(config, num_steps=8, num_steps_per_epoch=2)
     assert [rate.factor(step) for step in range(8)] == [0.5, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]
+
+
+def test_the_tail_of_swa_by_hand():
+    # The tail begins at step 10: full up to 5, down a line up to 9, then two steps a cycle.
+    tail = {"start": 0.5, "high": 0.4, "cycle_epochs": 0.5}
+    length = {"num_steps": 20, "num_steps_per_epoch": 4}
+    falls = [1.0, 0.85, 0.7, 0.55, 0.4]
+    constant = build_rate(SwaRateConfig(**tail), **length)
+    found = [constant.factor(step) for step in range(20)]
+    assert found == pytest.approx([*[1.0] * 5, *falls, *[0.4] * 10])
+    cyclic = build_rate(SwaRateConfig(**tail, low=0.1), **length)
+    # (1 - 1/2) 0.4 + 1/2 0.1, and 0.1 at the cycle's end.
+    found = [cyclic.factor(step) for step in range(20)]
+    assert found == pytest.approx([*[1.0] * 5, *falls, *[0.25, 0.1] * 5])
+    warm = build_rate(SwaRateConfig(**tail, warmup_epochs=0.5), **length)
+    assert warm.factor(0) == 0.5 and warm.factor(1) == 1.0
+    with pytest.raises(ValidationError, match="low = 0.5"):
+        SwaRateConfig(**tail, low=0.5)
 
 
 def test_cosine_by_hand():

@@ -28,7 +28,7 @@ class Numbered(NamedTuple):
     label: Tensor
 
 
-def number(part: Stored | Pictures | Arrays, device: torch.device) -> Numbered:
+def number(part: EvalPart, device: torch.device) -> Numbered:
     """The part with its positions; what it decodes is kept once for all corruptions of it."""
     match part:
         case Pictures():
@@ -41,6 +41,12 @@ def number(part: Stored | Pictures | Arrays, device: torch.device) -> Numbered:
         case Arrays():
             label = part.label
             numbered = part._replace(label=torch.arange(part.num, device=label.device))
+        case CorruptedPart():
+            label = part.numbered.label
+            places = torch.arange(part.num, device=label.device)
+            numbered = dataclasses.replace(part, numbered=part.numbered._replace(label=places))
+        case _:
+            raise AssertionError(type(part))
     return Numbered(numbered, label.to(device))
 
 
