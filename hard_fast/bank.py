@@ -1,5 +1,6 @@
 """The augmentors of a run so far; each student step draws one, so old ones are not forgotten."""
 
+import hashlib
 import random
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from pydantic import Field
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from hard_fast.runtime.configfile import Config
@@ -48,6 +49,7 @@ class AugmentorBank:
         self._names = [name for name, p in augmentor.named_parameters() if p.requires_grad]
         self._capacity, self._is_main = config.capacity, is_main
         self._entries: list[tuple[int, dict[str, Tensor]]] = []
+        self._checksums: dict[int, str] = {}
         self._num_seen = 0
         self._first = self._snapshot()
 
@@ -64,10 +66,10 @@ class AugmentorBank:
             place = chance.randrange(number + 1)
         if place >= self._capacity:
             return
+        payload = save({k: v.cpu().contiguous() for k, v in tensors.items()})
+        self._checksums[number] = _checksum(payload)
         if self._is_main:
-            write_atomic(
-                self._path(number), save({k: v.cpu().contiguous() for k, v in tensors.items()})
-            )
+            write_atomic(self._path(number), payload)
         if place < len(self._entries):
             self._entries[place] = (number, tensors)
         else:
@@ -91,8 +93,10 @@ class AugmentorBank:
             self.draw_into(self._augmentor, step)
 
     def state_dict(self) -> dict[str, Any]:
-        """Numbers of the entries kept, in their places, and how many were ever saved."""
-        return {"entries": [number for number, _ in self._entries], "num_seen": self._num_seen}
+        """Numbers and checksums of the entries kept, in their places; how many were ever saved."""
+        numbers = [number for number, _ in self._entries]
+        checksums = [self._checksums[number] for number in numbers]
+        return {"entries": numbers, "checksums": checksums, "num_seen": self._num_seen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Read the entries of a saved state from their files.
@@ -100,12 +104,17 @@ class AugmentorBank:
         Raises:  ValueError that names a file which is missing or damaged.
         """
         self._num_seen = state["num_seen"]
-        self._entries = [(number, self._read(self._path(number))) for number in state["entries"]]
+        self._checksums = dict(zip(state["entries"], state["checksums"], strict=True))
+        self._entries = [(number, self._read(number)) for number in state["entries"]]
 
-    def _read(self, path: Path) -> dict[str, Tensor]:
-        device = next(self._augmentor.parameters()).device
+    def _read(self, number: int) -> dict[str, Tensor]:
+        path, device = self._path(number), next(self._augmentor.parameters()).device
         try:
-            return load_file(path, device=str(device))
+            payload = path.read_bytes()
+            # safetensors sees that a file is cut, not that numbers in it have changed.
+            if _checksum(payload) != self._checksums[number]:
+                raise SafetensorError("damaged: its checksum differs")
+            return {name: tensor.to(device) for name, tensor in load(payload).items()}
         except (OSError, SafetensorError) as error:
             raise ValueError(
                 f"{path}: an augmentor of the bank cannot be read ({error}); restore the file, or "
@@ -124,3 +133,7 @@ class AugmentorBank:
         torch._foreach_copy_(
             [parameters[name] for name in self._names], [tensors[name] for name in self._names]
         )
+
+
+def _checksum(payload: bytes) -> str:
+    return hashlib.sha256(payload).hexdigest()

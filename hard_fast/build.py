@@ -23,6 +23,7 @@ def build_step(config: RunConfig, data: DataSet, world: World) -> DistillStep:
     Raises:  ValueError, one line, that names the network which cannot be built.
     """
     objective = build_objective(config.objective)
+    objective.shares_classes = config.shares_classes
     needs = [objective.needs(phase) for phase in Phase]
     taps = sorted({name for need in needs for name in need.student_taps})
     student = _network(config.student, "student", taps, config, data, world)

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import json
 import logging
 from collections.abc import Mapping
@@ -12,8 +13,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from hard_fast.runtime.archive import load_plain
 from hard_fast.runtime.configfile import Config
 from hard_fast.runtime.files import write_atomic
+from hard_fast.runtime.messages import printable
 
 _log = logging.getLogger(__name__)
 
@@ -42,8 +45,9 @@ class Checkpointer:
     """Saves named parts together and loads the newest checkpoint that is whole.
 
     A checkpoint is `step_N.pt` beside `step_N.json`, which holds its size and SHA-256 and is
-    written last: without a matching note the file is not a checkpoint. Files are loaded with
-    `weights_only`, so they cannot run code.
+    written last: without a matching note the file is not a checkpoint. None is removed before
+    enough newer ones have been read back. Files are loaded with `weights_only`, so they cannot
+    run code.
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
@@ -54,53 +58,90 @@ class Checkpointer:
         buffer = io.BytesIO()
         torch.save({name: part.state_dict() for name, part in parts.items()}, buffer)
         payload = buffer.getvalue()
-        path = self._folder / f"step_{step:09d}.pt"
-        write_atomic(path, payload)
+        path = self._path(step)
         note = {"step": step, "size": len(payload), "sha256": hashlib.sha256(payload).hexdigest()}
+        if step in self.steps() and (before := self._digest(step)) is not None:
+            # Saved again: until its successor is there, the file that is there stays good.
+            write_atomic(path.with_suffix(".json"), json.dumps(note | {"before": before}))
+        write_atomic(path, payload)
         write_atomic(path.with_suffix(".json"), json.dumps(note))
-        for old in self.steps()[self._keep :]:
-            old_path = self._folder / f"step_{old:09d}.pt"
-            old_path.with_suffix(".json").unlink(missing_ok=True)
-            old_path.unlink(missing_ok=True)
+        self._forget()
         return path
+
+    def _forget(self) -> None:
+        """Remove what is older than the newest `keep` that are whole, as they are on disk."""
+        whole = (step for step in self.steps() if self._digest(step) is not None)
+        kept = list(itertools.islice(whole, self._keep))
+        for old in self.steps():
+            if len(kept) == self._keep and old < kept[-1]:
+                self._path(old).with_suffix(".json").unlink(missing_ok=True)
+                self._path(old).unlink(missing_ok=True)
+        # What a kill left behind of files that were never whole.
+        for torn in self._folder.glob(".step_*"):
+            torn.unlink(missing_ok=True)
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, newest first."""
-        notes = self._folder.glob("step_*.json")
-        return sorted((int(note.stem.removeprefix("step_")) for note in notes), reverse=True)
+        numbers = (note.stem.removeprefix("step_") for note in self._folder.glob("step_*.json"))
+        return sorted((int(number) for number in numbers if number.isdecimal()), reverse=True)
 
     def newest(self) -> int | None:
         """The step of the newest checkpoint that is whole; a damaged one costs a warning."""
-        return next((step for step in self.steps() if self._payload(step) is not None), None)
+        return next((step for step in self.steps() if self._digest(step) is not None), None)
+
+    def to_resume(self) -> int | None:
+        """The step to continue from, None for a new run; one that `load` refuses if none is whole.
+
+        A run that has lost all its checkpoints must not begin anew by itself, over what is left.
+        """
+        newest = self.newest()
+        return next(iter(self.steps()), None) if newest is None else newest
 
     def load(self, step: int, parts: Mapping[str, Stateful], device: torch.device) -> None:
         """Set every part to its state after `step`.
 
         Raises:  ValueError if the checkpoint is damaged or was saved with other parts.
         """
-        payload = self._payload(step)
-        path = self._folder / f"step_{step:09d}.pt"
-        if payload is None:
-            raise ValueError(f"{path}: damaged or missing")
-        state = torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
-        if state.keys() != parts.keys():
-            differing = ", ".join(sorted(state.keys() ^ parts.keys()))
+        path = self._path(step)
+        if self._digest(step) is None:
+            raise ValueError(
+                f"{path}: damaged or missing; restore it from a copy, or start anew with --resume "
+                "never"
+            )
+        state = load_plain(path, path, device)
+        saved = state.keys() if isinstance(state, dict) else set()
+        if saved != parts.keys():
+            differing = ", ".join(sorted(map(str, saved ^ parts.keys())))
             raise ValueError(f"{path}: saved with other parts than this run has ({differing})")
         for name, part in parts.items():
-            part.load_state_dict(state[name])
+            try:
+                part.load_state_dict(state[name])
+            except ValueError:
+                raise
+            except Exception as error:
+                raise ValueError(
+                    f"{path}: its {name} does not fit this run ({printable(str(error))}); was it "
+                    "saved by another version?"
+                ) from error
 
-    def _payload(self, step: int) -> bytes | None:
-        path = self._folder / f"step_{step:09d}.pt"
+    def _path(self, step: int) -> Path:
+        return self._folder / f"step_{step:09d}.pt"
+
+    def _digest(self, step: int) -> str | None:
+        """The checksum of a checkpoint that is whole, else None and a warning."""
+        path = self._path(step)
         try:
-            expected = json.loads(path.with_suffix(".json").read_text())["sha256"]
-            payload = path.read_bytes()
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            note = json.loads(path.with_suffix(".json").read_text())
+            known = {note["sha256"], *([note["before"]] if "before" in note else [])}
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             _log.warning("%s: skipped, not a whole checkpoint (%s)", path, error)
             return None
-        if hashlib.sha256(payload).hexdigest() != expected:
-            _log.warning("%s: skipped, it is torn or damaged (checksum differs)", path)
-            return None
-        return payload
+        if found in known:
+            return found
+        _log.warning("%s: skipped, it is torn or damaged (checksum differs)", path)
+        return None
 
 
 class BestWeights:

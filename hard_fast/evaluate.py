@@ -14,11 +14,12 @@ from typing import Any
 from rich.console import Console
 
 from hard_fast.data.dali import TooManyBadFiles
+from hard_fast.evals.own import OWN, load_own, open_with_own
 from hard_fast.evals.published import paper_row
 from hard_fast.evals.results import FILE_NAME, check_place, result_tree, write_result
 from hard_fast.evals.subject import Subject, open_model, open_run
 from hard_fast.evals.suites import split_names
-from hard_fast.evals.survey import Findings, open_suites, survey
+from hard_fast.evals.survey import Findings, survey
 from hard_fast.report.evaluation import evaluation_table
 from hard_fast.report.page import write_run_report
 from hard_fast.runtime import dist
@@ -61,7 +62,9 @@ def evaluate(subject: Subject, options: argparse.Namespace, world: World) -> dic
     if not names:
         raise ValueError(f"--suites {options.suites!r}: names no suite")
     selected = {"label_map": options.label_map, "limit": options.limit}
-    opened = open_suites(names, options.data_root, subject.pictures, world.device, **selected)
+    data = load_own(names, subject.own, world.device)
+    place = (options.data_root, subject.pictures, world.device)
+    opened = open_with_own(names, *place, data=data, **selected)
     found = Findings({}, None, {}, None)
     if opened.suites:
         found = survey(*subject.build_for(opened, world), opened, world)
@@ -82,8 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--model", metavar="NAME", help="what student.name may be in a config")
     what.add_argument("--run", type=Path, metavar="DIR", help="directory of a run")
     parser.add_argument("--checkpoint", metavar="FILE", help="a run keeps scores of its own only")
-    parser.add_argument("--suites", required=True, metavar="A,B")
-    parser.add_argument("--data-root", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--suites", required=True, metavar="A,B", help=f"{OWN}: the run's own")
+    parser.add_argument("--data-root", type=Path, metavar="DIR", help="where suites lie")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--label-map", type=Path, metavar="FILE", help="{folder: [outputs]}")
     parser.add_argument("--teacher", metavar="NAME_OR_DIR", help="instead of the run's own")
@@ -102,7 +105,8 @@ def _subject(options: argparse.Namespace) -> Subject:
 def _tell(tree: dict[str, Any], options: argparse.Namespace) -> None:
     """The table, and the files that hold it; a run keeps only what its own student is worth."""
     Console().print(evaluation_table(tree))
-    run = None if options.checkpoint else options.run
+    is_other = options.checkpoint or any(o.startswith("student.") for o in options.overrides)
+    run = None if is_other else options.run
     for path in filter(None, (options.json, run and run / FILE_NAME)):
         write_result(tree, path)
     if run is not None and (run / "metrics.jsonl").is_file():

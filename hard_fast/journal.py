@@ -10,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from hard_fast.runtime.files import write_atomic
+from hard_fast.runtime.files import named, write_atomic
 from hard_fast.runtime.rows import as_json, read_rows
 
 # Which entry of a row is a sentence, by the row's kind.
@@ -29,18 +29,23 @@ class MetricsLog:
         kept = [row for row in read_rows(self.path) if row["step"] <= resume_step]
         write_atomic(self.path, "".join(_line(row) for row in kept if resume_step))
         self._file = self.path.open("a", encoding="utf-8")
-        self._board = None
+        self._board, self._board_dir = None, run_dir / "tensorboard"
         if use_tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
+            with named(self._board_dir):
+                self._board = SummaryWriter(str(self._board_dir), purge_step=resume_step + 1)
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one row, {"kind", "step", ...}; what depends on the clock stands under timing."""
-        self._file.write(_line(row))
-        self._file.flush()
-        if self._board is None:
-            return
+        with named(self.path):
+            self._file.write(_line(row))
+            self._file.flush()
+        if self._board is not None:
+            with named(self._board_dir):
+                self._write_board(row)
+
+    def _write_board(self, row: dict[str, Any]) -> None:
         if row["kind"] in _TEXTS:
             self._board.add_text(row["kind"], row[_TEXTS[row["kind"]]], row["step"])
             return
@@ -55,9 +60,11 @@ class MetricsLog:
 
     def close(self) -> None:
         """Flush and close both."""
-        self._file.close()
+        with named(self.path):
+            self._file.close()
         if self._board is not None:
-            self._board.close()
+            with named(self._board_dir):
+                self._board.close()
 
 
 class ProgressLine:

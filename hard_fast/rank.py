@@ -2,7 +2,8 @@
 
 Ranks augmentations for a teacher and its data by T.stddev, without training a student: the rows of
 a study, or the paper's augmentations with the teacher and the data of one run; beside them the
-learned augmentors of finished runs. With --study, how well that foretells the students' scores.
+learned augmentors of finished runs. What changes over a run from its `ends` to its `peak` stands at
+its ends. With --study, how well all that foretells the students' scores.
 """
 
 import argparse

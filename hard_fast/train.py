@@ -5,27 +5,30 @@ import json
 import logging
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from hard_fast.config import RunConfig
 from hard_fast.data.dali import TooManyBadFiles
 from hard_fast.report.page import write_run_report
-from hard_fast.runtime import dist
+from hard_fast.rundir import RunDir, agree_on
+from hard_fast.runtime import dist, pulse, signals
 from hard_fast.runtime.configfile import ConfigError, dump, parse, read
+from hard_fast.runtime.dist import World
 from hard_fast.runtime.environment import peak_memory_gib, versions
 from hard_fast.runtime.files import write_atomic
-from hard_fast.runtime.rendezvous import launch_id
+from hard_fast.runtime.messages import one_line
 from hard_fast.runtime.rows import as_json
 from hard_fast.smoke import shrink
 from hard_fast.trainer import Trainer
 
 _PATIENCE_S = 3.0
-_LAUNCH_FILE = ".launch"
+LOST = 75
+"""The exit code that the system's headers call a temporary failure: try again."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train one run; the exit code is 0, or 2 after one line about a mistake."""
+    """Train one run; the exit code is 0, 2 after one line about a mistake, 128 + a signal's number
+    after the checkpoint it asked for, or 75 where another process hangs or is gone."""
     parser = argparse.ArgumentParser(prog="hard_fast.train", description=__doc__)
     parser.add_argument("--config", required=True, metavar="FILE_OR_NAME")
     parser.add_argument("--resume", choices=["auto", "never"], default="auto")
@@ -38,12 +41,20 @@ def main(arguments: list[str] | None = None) -> int:
         if options.print_config:
             print(dump(config.model_dump(mode="json")), end="")
             return 0
-        train(config, resume=options.resume == "auto")
+        with signals.noted():
+            train(config, resume=options.resume == "auto")
+    except signals.Stopped as stopped:
+        if dist.is_main_process():
+            print(f"{stopped}: saved; the same command goes on from here", file=sys.stderr)
+        return stopped.code
+    except pulse.Lost as error:
+        print(f"error{dist.who()}: {error}", file=sys.stderr)
+        return LOST
     except (ValueError, OSError, TooManyBadFiles) as error:
         if not dist.is_main_process():
             # A mistake that rank 0 met too ends this process before it repeats it.
             time.sleep(_PATIENCE_S)
-        print(f"error{dist.who()}: {error}", file=sys.stderr)
+        print(f"error{dist.who()}: {one_line(error)}", file=sys.stderr)
         return 2
     finally:
         dist.leave()
@@ -63,16 +74,25 @@ def load_config(name: str, overrides: list[str]) -> RunConfig:
 def train(config: RunConfig, *, resume: bool = True) -> dict[str, Any]:
     """Run to the end; leaves summary.json, student.safetensors and report.html in the run_dir."""
     world = dist.join(config.train.device, config.distributed.timeout_s)
-    run_dir = Path(config.run_dir)
-    # A group that torchrun started again goes on with what its first start began.
-    resume = resume or (world.is_restart and _launched_by(run_dir) == launch_id())
-    mistake = dist.broadcast_object(_claim(run_dir, config, resume) if world.is_main else None)
-    if mistake:
-        raise ValueError(mistake)
-    trainer = Trainer(config, world, resume=resume)
+    agree_on(config)
+    place = RunDir(
+        config,
+        world,
+        resume=resume,
+        fingerprint_of=lambda path: load_config(str(path), []).fingerprint,
+    )
+    try:
+        return _train(config, world, place)
+    finally:
+        place.release()
+
+
+def _train(config: RunConfig, world: World, place: RunDir) -> dict[str, Any]:
+    trainer = Trainer(config, world, resume=place.resume)
+    run_dir = place.path
     if world.is_main:
         # Not before all parts are built: a run that never began must not claim the directory.
-        write_atomic(run_dir / "config.toml", dump(config.model_dump(mode="json")))
+        write_atomic(place.config_file, dump(config.model_dump(mode="json")))
     summary = trainer.run()
     if not world.is_main:
         return summary
@@ -83,35 +103,6 @@ def train(config: RunConfig, *, resume: bool = True) -> dict[str, Any]:
     scores = "  ".join(f"{name} {value:.4g}" for name, value in summary["metrics"].items())
     print(f"{scores}\n{report}", file=sys.stderr)
     return summary
-
-
-def _launched_by(run_dir: Path) -> str | None:
-    path = run_dir / _LAUNCH_FILE
-    return path.read_text() if path.is_file() else None
-
-
-def _claim(run_dir: Path, config: RunConfig, resume: bool) -> str | None:
-    """Make the directory ready for this run; what stands against it, in one line, or None.
-
-    A run that is there already and must not be continued is moved aside, never overwritten.
-    """
-    path = run_dir / "config.toml"
-    try:
-        if path.is_file() and not resume:
-            number = 1
-            while (aside := run_dir.with_name(f"{run_dir.name}.old-{number}")).exists():
-                number += 1
-            run_dir.rename(aside)
-        run_dir.mkdir(parents=True, exist_ok=True)
-        write_atomic(run_dir / _LAUNCH_FILE, launch_id())
-        if path.is_file() and load_config(str(path), []).fingerprint != config.fingerprint:
-            return (
-                f"run_dir = {str(run_dir)!r} holds a run of another configuration; choose another "
-                "run_dir, or --resume never to move that one aside"
-            )
-    except OSError as error:
-        return f"run_dir = {str(run_dir)!r}: cannot be used: {error.strerror}"
-    return None
 
 
 if __name__ == "__main__":

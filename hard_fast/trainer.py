@@ -5,34 +5,29 @@ augmentor -> teacher, student -> objective -> `Learner` -> `PhaseController` -> 
 `Checkpointer`.
 """
 
-import contextlib
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from hard_fast.augment.base import draw_share
 from hard_fast.bank import AugmentorBank
-from hard_fast.batchnorm import recompute_batchnorm
+from hard_fast.batchnorm import gather_statistics, restore_statistics
 from hard_fast.build import build_step
 from hard_fast.checkpoint import BestWeights, Checkpointer
 from hard_fast.config import RunConfig
 from hard_fast.data import load_data
 from hard_fast.engine import Engine
-from hard_fast.evals.runner import evaluate
-from hard_fast.evals.surveyor import Surveyor
-from hard_fast.gallery import save_pictures
+from hard_fast.examiner import Examiner
 from hard_fast.journal import Journal
 from hard_fast.metrics import Meter, Reading
-from hard_fast.models.zoo import save_weights
 from hard_fast.optim.schedule import Verdict
 from hard_fast.phases import PhaseController, Switch, ThresholdConfig, advice
-from hard_fast.runtime import dist
+from hard_fast.runtime import dist, signals
 from hard_fast.runtime.clock import Clock
 from hard_fast.runtime.dist import World
+from hard_fast.runtime.pulse import Pulse
 from hard_fast.runtime.rows import is_finite
 from hard_fast.runtime.seed import default_generator, reseed
 from hard_fast.types import Phase
@@ -59,32 +54,31 @@ class Trainer:
     def __init__(self, config: RunConfig, world: World, *, resume: bool = True) -> None:
         self.config, self.world = config, world
         self.run_dir = Path(config.run_dir)
-        self.step, self.is_done = 0, False
+        self.step, self.is_done, self.is_settled = 0, False, True
         self.phase_steps = {phase.value: 0 for phase in Phase}
         self.clock, self.meter, self.phase_meter = Clock(), Meter(), Meter()
         self._late_row: _Row | None = None
         self._build_data()
         self._build_learning()
         self.checkpointer = Checkpointer(self.run_dir / "checkpoints", config.checkpoint.keep)
-        newest = self.checkpointer.newest() if resume and world.is_main else None
+        newest = self.checkpointer.to_resume() if resume and world.is_main else None
         newest = dist.broadcast_object(newest)
         if newest is not None:
             self.checkpointer.load(newest, self._parts(), world.device)
         elif self.bank is not None:
             self.bank.save()
         self.net.learn(self.controller.phase)
+        self.pulse = Pulse(world, config.distributed.timeout_s)
 
     def _build_data(self) -> None:
         config, world = self.config, self.world
         size = config.train.batch_size
         self.data = load_data(config.data, world.device)
-        place = {"rank": world.rank, "world_size": world.size}
-        self._load = lambda: self.data.train.loader(batch_size=size, seed=config.seed, **place)
-        self.loader = self._load()
+        given = {"batch_size": size, "seed": config.seed, "rank": world.rank}
+        self._new_loader = lambda: self.data.train.loader(**given, world_size=world.size)
+        self.loader = self._new_loader()
         per_epoch = self.loader.num_steps_per_epoch
         self.num_steps = config.train.steps or max(1, round(config.train.epochs * per_epoch))
-        self.eval_every = max(1, round(config.train.eval_every_epochs * per_epoch))
-        self.surveyor = Surveyor(config.evaluation, config.data, self.data, per_epoch, world)
         saves = config.checkpoint
         self.save_every = saves.every_steps or max(1, round(saves.every_epochs * per_epoch))
 
@@ -106,6 +100,8 @@ class Trainer:
                 seed=config.seed,
                 is_main=world.is_main,
             )
+        parts = (self.data, self.engine, self.bank, self._new_loader)
+        self.examiner = Examiner(config, *parts, per_epoch, world)
         self.controller = PhaseController(config.schedule, per_epoch)
         self.noise_generator = torch.Generator(world.device)
         self.network_generator = default_generator(world.device)
@@ -114,6 +110,7 @@ class Trainer:
         """One batch, one update of the networks whose turn it is; the switch it led to, if any."""
         step, phase, seed = self.step, self.controller.phase, self.config.seed
         self.last_phase = phase
+        self.pulse.beat(step * len(Phase) + list(Phase).index(phase), signals.asked())
         waiting_since = time.perf_counter()
         batch = self.loader.next_batch()
         self.clock.count(self.engine.num_images(phase), time.perf_counter() - waiting_since)
@@ -124,6 +121,7 @@ class Trainer:
             self.bank.draw_into(self.net.drawn, step)
         # Dropout's generator, seeded by the step, needs no place in a checkpoint.
         reseed(self.network_generator, seed, "network", step, self.world.rank)
+        self.asked = self.pulse.agreed(f"step {step} ({phase.value})")
         result = self.engine.step(phase, step, batch, noise)
         if phase is Phase.AUGMENTOR:
             self.phase_meter.add(phase, result.logs)
@@ -138,8 +136,10 @@ class Trainer:
         board, is_main = self.config.train.tensorboard, self.world.is_main
         with Journal(self.run_dir, **place, use_tensorboard=board, is_main=is_main) as self.journal:
             self.journal.say(self.engine.describe())
-            for text in self.surveyor.warnings:
+            for text in self.examiner.warnings:
                 self._warn(text)
+            if not self.is_settled:
+                self._settle()
             while self.step < self.num_steps and not self.is_done:
                 if notice := self.engine.notice(self.controller.phase):
                     self.journal.say(notice)
@@ -169,7 +169,10 @@ class Trainer:
             self._warn(text)
 
     def _keep_books(self) -> None:
-        """Rows, evaluation and checkpoint where they are due; a checkpoint follows its rows."""
+        """Rows, evaluation and checkpoint where they are due; a checkpoint follows its rows.
+
+        Raises:  Stopped after a last checkpoint, if a signal has asked for it.
+        """
         is_last = self.step == self.num_steps
         if self._late_row and self.step >= self._late_row.step + _ROW_LAG:
             self._write_late_row()
@@ -178,18 +181,39 @@ class Trainer:
         is_threshold = isinstance(self.config.schedule, ThresholdConfig)
         if is_last and is_threshold and not self.phase_steps["augmentor"]:
             self._warn("the student never stayed below l_min, so the augmentor never learned")
-        is_eval = self.step % self.eval_every == 0 or is_last
-        is_save = self.step % self.save_every == 0 or is_last
-        if is_eval or is_save:
-            self._write_late_row()
-            # BatchNorm statistics differ between ranks; scores and files hold their mean.
-            dist.mean_(self.engine.statistics())
-        if is_eval:
-            self._evaluate()
-        if is_save or self.is_done:
-            if self.world.is_main:
-                self.checkpointer.save(self.step, self._parts())
+        self.is_settled = not (self._is_due(self.examiner.every) or self._is_due(self.save_every))
+        if self.asked:
+            self._save()
+            raise signals.Stopped(self.asked)
+        if not self.is_settled:
+            self._settle()
+
+    def _settle(self) -> None:
+        """The evaluation and the checkpoint that are due, also of a run stopped before them."""
+        self._write_late_row()
+        # BatchNorm statistics differ between ranks; scores and files hold their mean.
+        dist.mean_(self.engine.statistics())
+        if self._is_due(self.examiner.every):
+            try:
+                self._evaluate()
+            except signals.Stopped:
+                # The others may not have been asked, so nothing here waits for them.
+                self._save(is_alike=True)
+                raise
+        self.is_settled = True
+        if self._is_due(self.save_every) or self.is_done:
+            self._save(is_alike=True)
             dist.barrier()
+
+    def _is_due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.num_steps
+
+    def _save(self, *, is_alike: bool = False) -> None:
+        """Write a checkpoint, also between the steps at which all ranks' statistics are alike."""
+        self._write_late_row()
+        self._statistics = [] if is_alike else gather_statistics(self.engine.statistics())
+        if self.world.is_main:
+            self.checkpointer.save(self.step, self._parts())
 
     def _take_row(self) -> None:
         """Begin a training row; it is written when its numbers have come from the device."""
@@ -209,22 +233,11 @@ class Trainer:
             self._warn("a loss is no finite number: the run is lost; try a lower optim.lr")
 
     def _evaluate(self) -> None:
-        metrics = self._scores(self.student, with_val=True)
-        # At the end `_finish` goes through the suites, with the weights that are the result.
-        turn = (self.student, self.step, self.eval_every if self.step < self.num_steps else 0)
-        if self.engine.average is None:
-            metrics |= self.surveyor.row(*turn)
-        else:
-            with self._averaged():
-                found = self._scores(self.student, with_val=True) | self.surveyor.row(*turn)
-            metrics |= {f"average_{name}": score for name, score in found.items()}
+        metrics = self.examiner.row(self.step, is_last=self.step == self.num_steps)
         self.net.learn(self.controller.phase)
         self._write("eval", metrics)
-        part = next(iter(self.data.test.values()), self.data.val)
-        if self.config.train.gallery and self.journal.is_main and part is not None:
-            generator = reseed(self.noise_generator, self.config.seed, "gallery", self.step)
-            if path := save_pictures(self.run_dir, self.step, self.net, part, generator):
-                self.journal.picture("augmented", path, self.step)
+        if self.world.is_main and (path := self.examiner.picture(self.step)):
+            self.journal.picture("augmented", path, self.step)
         if "val_top1" not in metrics:
             return
         verdict = self.engine.learner.rate.observe(metrics["val_top1"])
@@ -234,37 +247,14 @@ class Trainer:
             self.best.restore()
         self.is_done = verdict is Verdict.STOP
 
-    def _scores(self, network: nn.Module, *, with_val: bool = False) -> dict[str, float]:
-        answer = self.config.answer
-        val = {"val": self.data.val} if with_val and self.data.val and answer != "values" else {}
-        parts = val | self.data.test
-        truth = self.teacher if answer == "values" else None
-        return evaluate(network, parts, self.world, answer=answer, truth=truth)
-
-    @contextlib.contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """While it lasts, the student holds its average, if the run keeps one."""
-        average, config = self.engine.average, self.config
-        with average.applied() if average else contextlib.nullcontext():
-            if average and config.average.batchnorm_batches:
-                num = config.average.batchnorm_batches
-                recompute_batchnorm(self.net, self._load(), num, self.world, seed=config.seed)
-            yield
-
     def _finish(self) -> dict[str, Any]:
         is_best = self.config.train.select == "best" or self.is_done
         if is_best:
             self.best.restore()
-        with self._averaged():
-            if self.world.is_main:
-                save_weights(self.student.network, self.run_dir / "student.safetensors")
-            metrics = self._scores(self.student)
-            teacher = self._scores(self.teacher) if self.teacher else None
-            name = self.config.teacher and self.config.teacher.name
-            found = self.surveyor.finish(self.student, self.teacher, name, self.run_dir)
+        metrics, teacher = self.examiner.finish()
         return {
-            "metrics": metrics | found[0],
-            "teacher": teacher and teacher | found[1],
+            "metrics": metrics,
+            "teacher": teacher,
             "steps": self.step,
             "bad_samples": self.loader.num_bad,
             "epochs": self.step / self.loader.num_steps_per_epoch,
@@ -287,14 +277,24 @@ class Trainer:
         # Noise, order and dropout are functions of the step, so no generator is among them.
         own = ("student", "bank", "controller", "loader", "best", "meter", "phase_meter", "clock")
         parts = {name: getattr(self, name) for name in own} | self.engine.parts()
-        parts |= {"run": self, "objective": self.net.objective, "augmentor": self.net.augmentor}
+        parts |= {"objective": self.net.objective, "augmentor": self.net.augmentor}
+        # Last: it sets what this rank's own statistics were.
+        parts["run"] = self
         return {name: part for name, part in parts.items() if part is not None}
 
     def state_dict(self) -> dict[str, Any]:
         """The run's own counters; the other parts save themselves."""
-        return {"step": self.step, "is_done": self.is_done, "phase_steps": dict(self.phase_steps)}
+        return {
+            "step": self.step,
+            "is_done": self.is_done,
+            "is_settled": self.is_settled,
+            "phase_steps": dict(self.phase_steps),
+            "statistics": self._statistics,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from saved counters."""
         self.step, self.is_done = state["step"], state["is_done"]
+        self.is_settled = state["is_settled"]
+        restore_statistics(self.engine.statistics(), state["statistics"], self.world)
         self.phase_steps = dict(state["phase_steps"])

@@ -239,6 +239,7 @@ GENERATORS = {
         ("hard", []),
         ("mixup", []),
         ("hard", ["distributed.overlap=true", "train.accumulate=2"]),
+        ("gathered", ["distributed.overlap=true", "train.accumulate=2"]),
         ("hard", ["distributed.overlap=true", "distributed.gradient_dtype=bf16"]),
         ("hard", ["distributed.teacher=sharded", "distributed.gradient_dtype=bf16"]),
         ("patch_mix", ["train.accumulate=2"]),
@@ -263,6 +264,8 @@ def test_two_processes_are_equal_to_each_other_and_to_one(tiny_run, tmp_path, ki
         tree |= {"augmentor": {"kind": "mixup"}, "schedule": {"kind": "student_only"}}
         tree |= {"objective": {"kind": "kd", "ce_share": 0.3}}
         del tree["augmentor_optim"]
+    if kind == "gathered":
+        tree["optim"] |= {"update_every": 3}
     if kind == "patch_mix":
         tree |= {"augmentor": {"kind": "patch_mix"}, "schedule": {"kind": "joint"}}
     if kind == "vae_affine":

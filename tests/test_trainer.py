@@ -113,7 +113,7 @@ def test_the_same_seed_is_the_same_run_and_another_seed_is_not(tiny_run, tmp_pat
 
 def test_idle_networks_do_not_change(tiny_run):
     trainer = build(tiny_run)
-    teacher = copy.deepcopy(trainer.teacher.state_dict())
+    teacher = copy.deepcopy(trainer.net.teacher.state_dict())
     seen = set()
     for _ in range(12):
         phase = trainer.controller.phase
@@ -130,7 +130,7 @@ def test_idle_networks_do_not_change(tiny_run):
             if phase.value == "augmentor":
                 trainer.bank.save()
                 trainer.phase_meter.take()
-    assert len(seen) == 2 and same(teacher, trainer.teacher.state_dict())
+    assert len(seen) == 2 and same(teacher, trainer.net.teacher.state_dict())
 
 
 @pytest.mark.parametrize("then", ["keep", "identity", "bank"])
@@ -293,8 +293,8 @@ def test_the_plateau_rule_goes_back_to_the_best_weights_and_stops(tiny_run):
     )
     results = trainer.run()
     # At this rate nothing improves: best at the first evaluation, then two flat ones end it.
-    assert trainer.is_done and results["steps"] == 3 * trainer.eval_every < 400
-    assert results["selected_step"] == trainer.eval_every
+    assert trainer.is_done and results["steps"] == 3 * trainer.examiner.every < 400
+    assert results["selected_step"] == trainer.examiner.every
     resumed = build(
         tiny_run,
         optim={"lr": 1e-9, "rate": rate},
@@ -374,6 +374,36 @@ def test_the_averaged_student_is_the_result_and_resumes_exactly(tiny_run, tmp_pa
         path.unlink()
     resumed = build(tiny_run, **average, run_dir=str(tmp_path / "cut"))
     assert resumed.step == 9 and resumed.run()["metrics"] == results["metrics"]
+
+
+def test_what_changes_over_a_run_resumes_exactly_inside_a_group_of_steps(tiny_run, tmp_path):
+    del tiny_run["augmentor_optim"]
+    options = {"widths": [4, 4, 4], "dropout": 0.1, "batch_norm": True}
+    dropout = {"layers": ["relu*"], "rate": {"ends": 0.1, "peak": 0.8, "factor": 1.0}}
+    cyclic = {"kind": "random_affine", "rotation_deg": {"ends": 0.0, "peak": 60.0}}
+    tree = tiny_run | {
+        "student": {"name": "cnn", "options": options, "dropout": dropout},
+        "augmentor": {"kind": "compose", "parts": [{"kind": "erasing"}, cyclic]},
+        "objective": {"kind": "kd", "temperature": {"ends": 1.0, "peak": 4.0}},
+        "schedule": {"kind": "student_only"},
+        "average": {"kind": "swa", "start": 0.5, "batchnorm_batches": 2},
+        "optim": {"lr": 1e-2, "clip_norm": 1.0, "update_every": {"ends": 2, "peak": 5}},
+        "checkpoint": {"every_steps": 1, "keep": 50},
+    }
+    whole = build(tree, run_dir=str(tmp_path / "whole"))
+    results = whole.run()
+    gathered = set()
+    for step in (1, 4, 7, 12):
+        cut = tmp_path / f"cut{step}"
+        shutil.copytree(whole.run_dir, cut)
+        for path in (cut / "checkpoints").glob("step_*"):
+            if int(path.stem.removeprefix("step_")) > step:
+                path.unlink()
+        resumed = build(tree, run_dir=str(cut))
+        gathered.add(resumed.engine.learner.state_dict()["gathered"]["num"])
+        assert resumed.step == step and resumed.run()["metrics"] == results["metrics"], step
+        assert same(weights(resumed), weights(whole)), step
+    assert len(gathered) > 2
 
 
 def test_a_long_run_keeps_nothing_of_its_steps(tiny_run):

@@ -1,4 +1,4 @@
-"""Processes of one run. Only it and parallel.py touch torch.distributed."""
+"""Processes of one run. Only it, parallel.py and pulse.py touch torch.distributed."""
 
 import atexit
 import collections
@@ -21,6 +21,7 @@ Item = TypeVar("Item")
 GradientDtype = Literal["fp32", "bf16"]
 
 _BUCKET_BYTES = 32 * 2**20
+_store: dist.Store | None = None
 
 
 class DistributedConfig(Config):
@@ -81,15 +82,22 @@ def join(device: str = "auto", timeout_s: float = 1800.0) -> World:
     store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timeout))
     store.set_timeout(timeout)
     meeting = meet(store, rank, size, is_restart=was_restarted(), timeout_s=timeout_s)
+    global _store
+    _store = dist.PrefixStore(meeting.name, store)
     dist.init_process_group(
         "nccl" if use_cuda else "gloo",
-        store=dist.PrefixStore(meeting.name, store),
+        store=_store,
         rank=rank,
         world_size=size,
         timeout=timeout,
         device_id=target if use_cuda else None,
     )
     return World(rank, size, target, meeting.is_restart)
+
+
+def meeting_store() -> dist.Store:
+    """The key-value store of this start's processes."""
+    return _store
 
 
 def is_main_process() -> bool:
@@ -247,6 +255,15 @@ def broadcast_object(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """The picklable values of all processes, by rank, on every process."""
+    if not dist.is_initialized():
+        return [value]
+    found = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
 
 
 def _buckets(

@@ -1,7 +1,9 @@
 """Files that are either whole or not there."""
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -10,18 +12,44 @@ def write_atomic(path: Path, payload: bytes | str) -> Path:
 
     The bytes reach the disk under a temporary name in the same folder before the name changes
     hands, so a kill or a power cut leaves the old file or the new one.
+
+    Raises:  OSError that names the file, not the temporary one.
     """
     data = payload.encode() if isinstance(payload, str) else payload
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        _sync_names(path.parent)
     return path
+
+
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """While it lasts, what the system refuses is told with this name."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
+
+
+def _sync_names(folder: Path) -> None:
+    """Bring the names in a folder to the disk: what is deleted next must not go before them."""
+    # Some file systems cannot.
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

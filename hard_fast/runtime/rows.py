@@ -7,16 +7,16 @@ from typing import Any
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a last line torn by a kill is left out, no file is no rows."""
+    """The rows of a metrics.jsonl; torn or damaged lines are left out, no file is no rows."""
     if not path.is_file():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if isinstance(row, dict) and "step" in row:
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and "step" in row and isinstance(row["step"], int):
             rows.append(row)
     return rows
 

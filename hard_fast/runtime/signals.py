@@ -1,0 +1,65 @@
+"""Signals that ask a run to end: noted, so that it ends where nothing is lost."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_noted: list[signal.Signals] = []
+
+
+class Stopped(Exception):
+    """A run that a signal has ended. `code` is what its process exits with: 128 + the signal's."""
+
+    def __init__(self, number: int) -> None:
+        self.signal = signal.Signals(number)
+        super().__init__(self.signal.name)
+
+    @property
+    def code(self) -> int:
+        """143 for SIGTERM, 138 for SIGUSR1 (Slurm's warning), 130 for SIGINT (ctrl-C)."""
+        return 128 + self.signal
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[None]:
+    """While it lasts, the first SIGTERM, SIGINT or SIGUSR1 is noted; a second acts as ever.
+
+    In a thread other than the main one nothing changes, since Python has no handlers there.
+    """
+    _noted.clear()
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in _STOPPING}
+
+    def note(number: int, _: FrameType | None) -> None:
+        _noted.append(signal.Signals(number))
+        _restore(before)
+
+    for number in _STOPPING:
+        signal.signal(number, note)
+    try:
+        yield
+    finally:
+        _restore(before)
+
+
+def asked() -> int:
+    """The number of the signal that came, 0 if none has."""
+    return int(_noted[0]) if _noted else 0
+
+
+def stop_if_asked() -> None:
+    """Where long work may be left: raise Stopped if a signal has come."""
+    if number := asked():
+        raise Stopped(number)
+
+
+def _restore(handlers: dict[signal.Signals, object]) -> None:
+    for number, handler in handlers.items():
+        # None: a handler that was not installed from Python, which Python cannot put back.
+        if handler is not None:
+            signal.signal(number, handler)

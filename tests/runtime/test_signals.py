@@ -1,0 +1,44 @@
+import signal
+import threading
+
+import pytest
+
+from hard_fast.runtime import signals
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGINT, 130)]
+)
+def test_the_first_signal_is_noted_and_names_the_exit_code(number, code):
+    before = signal.getsignal(number)
+    with signals.noted():
+        assert signals.asked() == 0
+        signals.stop_if_asked()
+        signal.raise_signal(number)
+        assert signals.asked() == number
+        with pytest.raises(signals.Stopped, match=number.name) as stopped:
+            signals.stop_if_asked()
+    assert stopped.value.code == code and signal.getsignal(number) is before
+
+
+def test_a_second_ctrl_c_acts_as_ever_and_a_new_run_starts_with_none_noted():
+    with signals.noted():
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert signals.asked() == signal.SIGTERM
+    with signals.noted():
+        assert signals.asked() == 0
+
+
+def test_elsewhere_than_in_the_main_thread_nothing_is_installed():
+    found = []
+
+    def work() -> None:
+        with signals.noted():
+            found.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [signal.getsignal(signal.SIGTERM)]
