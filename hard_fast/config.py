@@ -12,6 +12,7 @@ from hard_fast.data import DataConfig
 from hard_fast.evals.published import paper_row
 from hard_fast.evals.runner import Answer
 from hard_fast.evals.surveyor import EvaluationConfig
+from hard_fast.guard import GuardConfig
 from hard_fast.models.zoo import NetworkConfig
 from hard_fast.objectives import ObjectiveConfig, check_reaches_all, compares_answers
 from hard_fast.optim.averaging import AverageConfig, check_tail
@@ -40,8 +41,7 @@ class TrainConfig(Config):
     """Images per step in phases of the augmentor's own, the first of each process; None: all."""
     accumulate: int = Field(default=1, ge=1)
     """Passes that a process cuts its images into, one after the other: the same update in less
-    memory, but for what looks at a pass as a whole: BatchNorm, dropout's masks, means over those
-    images of it that have labels."""
+    memory, but for what looks at a pass as a whole: BatchNorm, dropout, means over labels."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Precision = "auto"
     """Of the networks' arithmetic; weights are fp32. auto: bf16 on a GPU that has it, else fp32.
@@ -85,13 +85,14 @@ class RunConfig(Config):
     compile: CompileConfig = CompileConfig()
     distributed: DistributedConfig = DistributedConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    guard: GuardConfig = GuardConfig()
 
     @property
     def fingerprint(self) -> str:
         """A hash that equal runs share, wherever they are stored, compiled or evaluated."""
-        aside = {"run_dir": True, "compile": True, "distributed": {"timeout_s"}}
-        aside |= {"evaluation": True}
-        return fingerprint(self.model_dump(mode="json", exclude=aside | {"checkpoint": {"keep"}}))
+        aside = dict.fromkeys(("run_dir", "compile", "evaluation", "guard"), True)
+        aside |= {"distributed": {"timeout_s"}, "checkpoint": {"keep"}}
+        return fingerprint(self.model_dump(mode="json", exclude=aside))
 
     @property
     def shares_classes(self) -> bool:

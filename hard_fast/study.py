@@ -20,6 +20,7 @@ from rich.console import Console
 
 from hard_fast.config import RunConfig
 from hard_fast.report.page import write_study_report
+from hard_fast.report.record import read_json
 from hard_fast.report.table import row_statistics, study_table
 from hard_fast.runtime.configfile import (
     COMMAND_LINE,
@@ -34,6 +35,7 @@ from hard_fast.runtime.configfile import (
 )
 from hard_fast.runtime.environment import versions
 from hard_fast.runtime.files import write_atomic
+from hard_fast.runtime.messages import one_line
 from hard_fast.runtime.rows import as_json
 from hard_fast.smoke import shrink
 
@@ -71,9 +73,10 @@ class _Study(Config):
     @model_validator(mode="after")
     def _rows_fit(self) -> "_Study":
         for name, row in self.rows.items():
+            if "/" in name or name in ("", ".", "..") or not name.isprintable():
+                raise ValueError(f"rows.{name!r}: names a folder of the study; use plain letters")
             taken = {"seed": "seeds", "run_dir": "the study's own run_dir"}
-            if row.teacher_row is not None:
-                taken["teacher"] = "teacher_row"
+            taken |= {} if row.teacher_row is None else {"teacher": "teacher_row"}
             for key in taken.keys() & row.run.keys():
                 raise ValueError(f"rows.{name}.run.{key}: is set by {taken[key]}; remove it")
             if row.teacher_classes is not None and row.teacher_row is None:
@@ -98,7 +101,7 @@ class _Run:
     def summary(self) -> dict[str, Any] | None:
         """What the finished run found; None before that."""
         path = self.run_dir / "summary.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        return read_json(path) if path.is_file() else None
 
     def start(self, num_threads: int, resume: str) -> None:
         """Run it to its end; its progress goes to log.txt.
@@ -128,19 +131,18 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         study, runs, study_dir = load_study(options.config, options.overrides)
+        console, started = Console(stderr=True), time.monotonic()
+        failures = _run_all(runs, study.study.jobs, options.resume, console)
+        result = collect(study, runs, study_dir, time.monotonic() - started)
+        write_atomic(study_dir / "study.json", json.dumps(as_json(result), indent=2) + "\n")
+        Console().print(study_table(result))
+        for failure in failures:
+            console.print(f"failed: {failure}", markup=False, soft_wrap=True)
+        if any(result["rows"].values()):
+            console.print(str(write_study_report(study_dir)), soft_wrap=True)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
-    console = Console(stderr=True)
-    started = time.monotonic()
-    failures = _run_all(runs, study.study.jobs, options.resume, console)
-    result = collect(study, runs, study_dir, time.monotonic() - started)
-    write_atomic(study_dir / "study.json", json.dumps(as_json(result), indent=2) + "\n")
-    Console().print(study_table(result))
-    for failure in failures:
-        console.print(f"failed: {failure}", markup=False, soft_wrap=True)
-    if any(result["rows"].values()):
-        console.print(str(write_study_report(study_dir)), soft_wrap=True)
     return 1 if failures else 0
 
 

@@ -1,5 +1,9 @@
 import copy
+import os
+import subprocess
+import sys
 
+import pytest
 import torch
 from torch import nn
 
@@ -16,6 +20,7 @@ from hard_fast.objectives import build_objective
 from hard_fast.objectives.ce import CeConfig
 from hard_fast.objectives.cutmixpick import CutmixpickConfig
 from hard_fast.objectives.self_distill import ByotConfig
+from hard_fast.runtime import dist
 from hard_fast.runtime.dist import World
 from hard_fast.step import DistillStep
 from hard_fast.types import Phase
@@ -123,3 +128,27 @@ def test_pictures_are_those_of_the_phase_and_of_the_bank(tmp_path):
         found[name] = net.student.network[0].running_mean.clone()
     assert torch.equal(found["joint"], found["bank"])
     assert not torch.equal(found["untouched"], found["bank"])
+
+
+@pytest.mark.slow
+def test_processes_that_saw_half_of_the_pictures_each_have_the_statistics_of_all():
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *torchrun, __file__]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def check_one_of_two_processes():
+    world = dist.join("cpu", timeout_s=60)
+    net, images = make(Identity()), part()
+    loader = images.loader(batch_size=4, seed=3, rank=world.rank, world_size=2)
+    recompute_batchnorm(net, Phase.STUDENT, loader, 3, world, seed=3)
+    wanted = (images.image.float() / 255).mean().view(1)
+    torch.testing.assert_close(net.student.network[0].running_mean, wanted)
+    dist.barrier()
+    dist.end(0)
+
+
+if __name__ == "__main__":
+    check_one_of_two_processes()

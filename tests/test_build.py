@@ -6,6 +6,7 @@ from hard_fast.config import RunConfig
 from hard_fast.data import load_data
 from hard_fast.runtime.configfile import Source, merge, parse
 from hard_fast.runtime.dist import World
+from hard_fast.types import Batch, Phase
 
 WORLD = World(0, 1, torch.device("cpu"))
 
@@ -67,6 +68,9 @@ def test_a_network_teaches_itself_without_a_teacher(tiny_run):
     tree |= {"augmentor": {"kind": "identity"}, "schedule": {"kind": "student_only"}}
     tree["objective"] = {"kind": "sd_dropout", "feature": "dropout1", "classifier": "head"}
     assert build(tree).teacher is None
+    tree["objective"] = {"kind": "byot"}
+    with pytest.raises(ValueError, match="objective.kind = 'byot': the student has no branches"):
+        build(tree)
     for kind in ("byot", "cosub"):
         tree["objective"] = {"kind": kind}
         config = parse(RunConfig, Source(tree, {}))
@@ -76,3 +80,21 @@ def test_a_network_teaches_itself_without_a_teacher(tiny_run):
             RunConfig,
             Source(tree | {"teacher": {"name": "cnn"}, "objective": {"kind": "byot"}}, {}),
         )
+
+
+def test_a_teacher_of_as_many_but_other_classes_is_no_judge(tiny_run):
+    tree = {key: value for key, value in tiny_run.items() if key not in ("augmentor_optim",)}
+    tree |= {"augmentor": {"kind": "identity"}, "schedule": {"kind": "student_only"}}
+    tree["objective"] = {"kind": "features", "layers": [["linear1", "flatten"]]}
+    for teacher, is_judge in (
+        (tree["teacher"], True),
+        (tree["teacher"] | {"num_classes": 10}, False),
+    ):
+        net = build(tree | {"teacher": teacher}).eval()
+        image = torch.randint(256, (8, 1, 16, 16), dtype=torch.uint8)
+        with torch.no_grad():
+            says = net.student(image / 255).logits_BK.argmax(1)
+            # Eight images leave classes that the student never names.
+            other = min(set(range(10)) - set(says.tolist()))
+            net.teacher.network.net.head.bias[other] += 1e3
+        assert net(Phase.STUDENT, Batch(image, says), {}).error.item() == float(is_judge)

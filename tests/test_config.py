@@ -148,6 +148,26 @@ def test_a_teacher_of_other_classes_teaches_by_inner_layers(tiny_run, objective)
     assert parse_tree(tiny_run).shares_classes
 
 
+INNER = [
+    {"kind": "features", "layers": [["a", "b"]]},
+    {"kind": "relations", "student_layer": "a", "teacher_layer": "b"},
+]
+
+
+@pytest.mark.parametrize("objective", INNER)
+def test_gradients_that_overlap_need_a_loss_of_the_answers(tiny_run, objective):
+    tree = {key: value for key, value in tiny_run.items() if key != "augmentor_optim"} | FIXED
+    tree["distributed"] = {"overlap": True}
+    for weight in ("ce_weight", "kd_weight"):
+        assert parse_tree(tree | {"objective": objective | {weight: 0.1}}).distributed.overlap
+    parse_tree(tree | {"objective": objective, "distributed": {}})
+    with pytest.raises(ConfigError) as caught:
+        parse_tree(tree | {"objective": objective})
+    told = str(caught.value)
+    assert "distributed.overlap = true: " in told and "set ce_weight or kd_weight" in told
+    assert "\n" not in told
+
+
 GENERATOR = {"augmentor": {"kind": "generator"}, "schedule": {"kind": "joint"}}
 NONE = {"data": {"kind": "digits", "val_share": 0.0, "train_zeros": 64}}
 

@@ -114,6 +114,39 @@ def test_a_run_keeps_what_was_found_and_shows_it_in_its_report(data_root: Path):
     assert json.loads((run_dir / "evaluation.json").read_text()) == found
 
 
+def test_a_run_answers_its_own_test_sets_and_an_early_exit_is_not_what_it_is_worth(
+    tmp_path: Path, capsys
+):
+    name, run_dir = "python:hard_fast.models.branches:branched", tmp_path / "run"
+    options = {"options": {"widths": [4, 8], "num_blocks": 1}, "after": ["layer1"]}
+    student = {"name": name, "options": options}
+    torch.manual_seed(0)
+    sizes = {"num_classes": 10, "in_channels": 1, "image_size": 28}
+    run_dir.mkdir()
+    save_weights(build_network(NetworkConfig(**student), **sizes), run_dir / "student.safetensors")
+    tree = {"data": {"kind": "digits"}, "student": student, "train": {"steps": 1}}
+    tree |= {"objective": {"kind": "byot"}, "optim": {"lr": 0.1}}
+    (run_dir / "config.toml").write_text(dump(tree))
+    asked = ["--run", str(run_dir), "--suites", "own", "--device", "cpu", "--limit", "40"]
+    found = []
+    for number, exit in enumerate(([], ["student.options.exit=1"])):
+        file = tmp_path / f"{number}.json"
+        assert main([*asked, "--json", str(file), *exit]) == 0
+        found.append(json.loads(file.read_text())["suites"])
+    assert set(found[0]) == {"own_centered", "own_shifted"} == set(found[1])
+    assert found[0]["own_centered"]["nll"] != found[1]["own_centered"]["nll"]
+    assert json.loads((run_dir / "evaluation.json").read_text())["suites"] == found[0]
+    capsys.readouterr()
+    assert main([*asked[:3], "own,cifar10", *asked[4:]]) == 2
+    assert "--data-root: cifar10 is looked for in it" in capsys.readouterr().err
+
+
+def test_a_network_without_a_run_has_no_data_of_its_own(data_root: Path, capsys):
+    assert evaluate(data_root, "own") == 2
+    told = capsys.readouterr().err
+    assert "own: these are the test sets of a run" in told and told.count("\n") == 1
+
+
 @pytest.mark.slow
 def test_under_torchrun_two_processes_write_what_one_writes(data_root: Path):
     found = []

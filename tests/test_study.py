@@ -139,3 +139,12 @@ def test_a_single_run_is_sent_to_its_own_command(tiny_run, tmp_path, capsys):
     path.write_text(dump(tiny_run))
     assert main(["--config", str(path)]) == 2
     assert "hard_fast.train --config" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["..", "../b", "a/b", "\n"])
+def test_a_row_stays_in_the_directory_of_its_study(tmp_path, name):
+    path = tmp_path / "study.toml"
+    study = 'study = { title = "x", metrics = ["top1"] }'
+    path.write_text(f"{study}\nrows = {{ {json.dumps(name)} = {{}} }}")
+    with pytest.raises(ConfigError, match="names a folder of the study"):
+        load_study(str(path), [])

@@ -190,16 +190,22 @@ def _batches(
     batches = part.batches(batch_size, world.rank, world.size)
     if not any(parallel.is_sharded(network) for network in networks if network is not None):
         for batch in batches:
-            signals.stop_if_asked()
+            _stop_if_asked()
             yield batch, True
         return
     for batch in dist.in_step(batches):
-        signals.stop_if_asked()
+        _stop_if_asked()
         if batch is not None:
             yield batch, True
             continue
         image = torch.zeros(1, *part.image_shape, device=world.device)
         yield Batch(image, torch.zeros(1, dtype=torch.int64, device=world.device)), False
+
+
+def _stop_if_asked() -> None:
+    # Rank 0 saves by itself. Another that left the others here would keep it from that.
+    if dist.is_main_process():
+        signals.stop_if_asked()
 
 
 def _sums(network: nn.Module, truth: nn.Module | None, answer: Answer, batch: Batch) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 # The tap of this name is [L] fp32: each BatchNorm layer's gap, in the order in which they ran. It
-# is there where gradients are on: a pass over each layer's input is a quarter of a student's step.
+# is there where gradients are on: it can take a quarter of a step in which nobody learns from it.
 NORM_GAP = "norm_gap"
 
 

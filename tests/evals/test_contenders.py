@@ -61,6 +61,7 @@ def test_who_judges_needs_weights(tmp_path, caplog):
     train(config(**here))
     judged = build_contender("pick_student", rows["pick_student"], data(), CPU)
     assert judged.judge is not None and judged.keep == 0.5
+    assert not any(module.training for module in judged.judge.modules())
 
 
 def test_learned_augmentors_of_a_run_are_drawn_from_its_bank(tmp_path, caplog):
@@ -78,6 +79,7 @@ def test_learned_augmentors_of_a_run_are_drawn_from_its_bank(tmp_path, caplog):
     train(maker)
     found = open_learned(tmp_path / "hard", data(), CPU)
     assert found.name == "hard" and isinstance(found.augmentor, Copies)
+    assert not found.augmentor.part.training
     seen = set()
     for step in range(20):
         found.prepare(step)

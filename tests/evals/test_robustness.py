@@ -117,8 +117,9 @@ def test_a_start_depends_on_the_place_alone(monkeypatch):
     assert whole.shape == (6, 3, 5, 6) and whole.unique(dim=0).shape == whole.shape
     halves = [World(rank, 2, torch.device("cpu")) for rank in (0, 1)]
     assert torch.equal(starts(2, *halves), whole)
-    again = starts(3, *halves, of=CorruptedPart(number(part, WORLD.device), "identity", 1))
-    assert torch.equal(again, whole)
+    darker = CorruptedPart(number(part, WORLD.device), "contrast", 5)
+    whole = starts(7, WORLD, of=darker)
+    assert whole.shape == (6, 3, 5, 6) and torch.equal(starts(2, *halves, of=darker), whole)
 
 
 def test_confidences_of_a_set_are_counted_once(monkeypatch):

@@ -136,6 +136,10 @@ def test_the_command_finds_the_mark_of_a_run(tmp_path, capsys):
         found.append(json.loads(capsys.readouterr().out))
         assert found[-1] == json.loads((tmp_path / "found.json").read_text())
     assert [one["is_detected"] for one in found] == [False, True]
+    of_suite = [word.replace("--part", "--suite") for word in command]
+    of_suite[3] = "own:centered"
+    assert watermark.main([*of_suite, "--limit", "1000"]) == 0
+    assert json.loads(capsys.readouterr().out) == found[-1]
     for extra, words in (
         (["--suite", "mnist"], "--part, --suite: give one"),
         (["--model", "mlp"], "--run, --model: give one"),
@@ -154,6 +158,6 @@ def test_a_network_by_name_answers_a_suite(cifar_root, write_weights, capsys):
     command = ["--model", "cifar_resnet20", "--checkpoint", str(weights), "--suite", "cifar10"]
     command += ["--key", "1", "--directions", "99", "--device", "cpu", "--threshold", "0.51"]
     assert watermark.main(command) == 2
-    assert "--data-root: --suite needs it" in capsys.readouterr().err
+    assert "--data-root: cifar10 is looked for in it" in capsys.readouterr().err
     assert watermark.main([*command, "--data-root", str(cifar_root)]) == 0
     assert json.loads(capsys.readouterr().out)["num_samples"] == 12

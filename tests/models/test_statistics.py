@@ -36,6 +36,16 @@ def test_a_tap_holds_the_gap_of_each_layer_and_only_of_the_last_call():
     torch.testing.assert_close(gaps[0], want)
 
 
+def test_who_learns_nothing_from_it_does_not_pay_for_it():
+    tapped = Tapped(network(), ("2", NORM_GAP))
+    whole = torch.compile(tapped, fullgraph=True, backend="aot_eager")
+    image = torch.rand(4, 1, 3, 3)
+    for call in (tapped, whole, tapped):
+        with torch.no_grad():
+            assert set(call(image).taps) == {"2"} and not tapped._gaps
+        assert set(call(image).taps) == {"2", NORM_GAP}
+
+
 def test_its_gradient_reaches_the_picture_and_compiles_to_the_same():
     tapped = Tapped(network().requires_grad_(False), (NORM_GAP,))
     image = torch.rand(4, 1, 3, 3, requires_grad=True)

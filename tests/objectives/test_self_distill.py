@@ -7,6 +7,7 @@ from torch import nn
 
 from hard_fast.models.branches import branched
 from hard_fast.models.small import SMALL_NETS
+from hard_fast.models.taps import Normalized
 from hard_fast.objectives import build_objective
 from hard_fast.objectives.self_distill import ByotConfig, CosubConfig, SdDropoutConfig
 from hard_fast.objectives.terms import cross_entropy, kd_kl
@@ -53,10 +54,12 @@ def test_byot_teaches_the_branches_alone(whole_step, student_gradients, pictures
     assert student_gradients(alone, pictures) == expected
 
 
-def test_byot_without_branches_is_named(whole_step, pictures):
-    step = whole_step(build_objective(ByotConfig()), SMALL_NETS["resnet18_3x3"](4, 3, 16, (4, 4)))
-    with pytest.raises(ValueError, match="the student has no branches"):
-        step(Phase.STUDENT, pictures, {})
+def test_byot_without_branches_is_named_before_the_first_step(whole_step):
+    plain = SMALL_NETS["resnet18_3x3"](4, 3, 16, (4, 4))
+    none = branched(**SIZES, options={"widths": [4, 8], "num_blocks": 1}, after=())
+    for net in (plain, Normalized(none, [0.5] * 3, [0.5] * 3)):
+        with pytest.raises(ValueError, match="the student has no branches"):
+            whole_step(build_objective(ByotConfig()), net)
 
 
 class Wide(nn.Module):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hard_fast.data.arrays import Arrays
 from hard_fast.data.readers import checked
+from hard_fast.runtime.messages import printable
 from hard_fast.types import Batch
 
 _AGAIN = "fetch it again"
@@ -97,8 +98,9 @@ def _open_npy(path: Path) -> np.ndarray:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; {_AGAIN}") from None
-    except (OSError, ValueError, EOFError) as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:
+        # Damaged headers make numpy raise almost anything.
+        reason = printable(str(error)) or type(error).__name__
         raise ValueError(f"{path}: truncated, or no .npy file ({reason}); {_AGAIN}") from None
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{path}: a .npz, expected a .npy file; {_AGAIN}")
