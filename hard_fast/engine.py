@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hard_fast.augment.base import take_rows
 from hard_fast.config import RunConfig, TrainConfig
+from hard_fast.guard import Guard
 from hard_fast.optim.averaging import WeightAverage
 from hard_fast.optim.learner import Learner
 from hard_fast.runtime import dist, parallel
@@ -26,6 +27,7 @@ from hard_fast.runtime.compile import (
 )
 from hard_fast.runtime.cycle import Cycle, Held
 from hard_fast.runtime.dist import DistributedConfig, World
+from hard_fast.runtime.undo import Undo
 from hard_fast.step import DistillStep
 from hard_fast.types import Batch, LossTerms, Noise, Outputs, Phase
 
@@ -33,12 +35,14 @@ from hard_fast.types import Batch, LossTerms, Noise, Outputs, Phase
 class Result(NamedTuple):
     """What one step leaves behind, on the device, the mean of all processes.
 
-    error:  [] fp32: what the schedule compares with its thresholds.
+    error:  [] fp32: what the schedule compares with its thresholds; NaN where nothing was learned.
     logs:   [] fp32 each.
+    is_skipped: [] bool: whether a gradient or the loss was not finite, so that nothing was learned.
     """
 
     error: Tensor
     logs: dict[str, Tensor]
+    is_skipped: Tensor
 
 
 class Engine:
@@ -62,6 +66,8 @@ class Engine:
         net.learn(Phase.JOINT)
         self.taught = nn.ModuleDict({"student": net.student, "objective": net.objective})
         self._length = {"num_steps": num_steps, "num_steps_per_epoch": num_steps_per_epoch}
+        # A forward pass with NaN in it leaves BatchNorm's statistics NaN for ever.
+        self._undo = Undo(_statistics(self.taught) + _statistics(net.augmentor))
         self._held = [module for module in net.modules() if isinstance(module, Held)]
         # A run that is resumed at its end uses what its last step did.
         self._advance(num_steps - 1)
@@ -85,6 +91,7 @@ class Engine:
             self.average = WeightAverage(self.taught, config.average, **self._length)
         is_fp16 = config.train.precision == "fp16"
         self._scaler = torch.amp.GradScaler(world.device.type, enabled=is_fp16)
+        self.guard = Guard(config.guard, is_fp16=is_fp16)
         self.averager = dist.Averager(world, config.distributed.gradient_dtype)
         self.cache: Path | None = None
         self._not_compiled: set[Phase] = set()
@@ -105,6 +112,7 @@ class Engine:
             "augmentor_learner": self.augmentor_learner,
             "average": self.average,
             "scaler": self._scaler if self._scaler.is_enabled() else None,
+            "guard": self.guard,
         }
 
     def statistics(self) -> list[Tensor]:
@@ -112,6 +120,11 @@ class Engine:
         own = _statistics(self.taught)
         averages = self.average.of(own) if self.average else []
         return own + averages + _statistics(self.net.augmentor)
+
+    def learners(self) -> dict[str, Learner]:
+        """What steps each network that learns, by the network's name."""
+        both = {"student": self.learner, "augmentor": self.augmentor_learner}
+        return {name: learner for name, learner in both.items() if learner}
 
     def num_images(self, phase: Phase) -> int:
         """Images that a step of this phase takes, over all processes."""
@@ -121,8 +134,7 @@ class Engine:
 
     def rates(self, step: int) -> dict[str, float]:
         """The learning rate of each learner at a 0-based step."""
-        learners = {"student": self.learner, "augmentor": self.augmentor_learner}
-        return {name: learner.lr(step) for name, learner in learners.items() if learner}
+        return {name: learner.lr(step) for name, learner in self.learners().items()}
 
     def _build_forward(
         self, compile: CompileConfig, distributed: DistributedConfig
@@ -195,6 +207,7 @@ class Engine:
         if self._routes:
             self.net.route(**self._routes[phase])
         parts = list(self._parts(phase, batch, noise))
+        self._undo.remember()
         sums = None
         for number, (part, its_noise) in enumerate(parts):
             with self._sending(phase, is_last=number == len(parts) - 1):
@@ -209,17 +222,20 @@ class Engine:
         self.averager.mean_(gradients, exact=[values])
         error, *logs = values.unbind()
         named = dict(zip(terms.logs, logs, strict=True))
+        is_skipped = torch.zeros_like(error, dtype=torch.bool)
         if phase is not Phase.AUGMENTOR:
-            self.learner.update(step, self._scaler, named["loss"])
+            is_skipped |= self.learner.update(step, self._scaler, named["loss"])
         elif step + 1 == self._length["num_steps"]:
-            self.learner.finish(step, self._scaler)
+            self.learner.finish(step)
         if phase is not Phase.STUDENT:
-            self.augmentor_learner.update(step, self._scaler, named["loss"])
+            is_skipped |= self.augmentor_learner.update(step, self._scaler, named["loss"])
+        self._undo.go_back(is_skipped)
         if self._scaler.is_enabled():
             self._scaler.update()
         if self.average is not None and phase is not Phase.AUGMENTOR:
             self.average.update(step)
-        return Result(error, named)
+        self.guard.observe(step, phase, is_skipped, named)
+        return Result(error.masked_fill(is_skipped, torch.nan), named, is_skipped)
 
     def _advance(self, step: int) -> None:
         """Set all that changes over a run to a 0-based step."""

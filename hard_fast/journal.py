@@ -26,15 +26,24 @@ class MetricsLog:
 
     def __init__(self, run_dir: Path, *, resume_step: int, use_tensorboard: bool) -> None:
         self.path = run_dir / "metrics.jsonl"
-        kept = [row for row in read_rows(self.path) if row["step"] <= resume_step]
-        write_atomic(self.path, "".join(_line(row) for row in kept if resume_step))
-        self._file = self.path.open("a", encoding="utf-8")
         self._board, self._board_dir = None, run_dir / "tensorboard"
-        if use_tensorboard:
+        self._has_board = use_tensorboard
+        self._open(resume_step, is_new=not resume_step)
+
+    def _open(self, step: int, *, is_new: bool = False) -> None:
+        kept = [row for row in read_rows(self.path) if row["step"] <= step and not is_new]
+        write_atomic(self.path, "".join(map(_line, kept)))
+        self._file = self.path.open("a", encoding="utf-8")
+        if self._has_board:
             from torch.utils.tensorboard import SummaryWriter
 
             with named(self._board_dir):
-                self._board = SummaryWriter(str(self._board_dir), purge_step=resume_step + 1)
+                self._board = SummaryWriter(str(self._board_dir), purge_step=step + 1)
+
+    def cut(self, step: int) -> None:
+        """Drop the rows after a step that the run goes back to."""
+        self.close()
+        self._open(step)
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one row, {"kind", "step", ...}; what depends on the clock stands under timing."""
@@ -160,6 +169,11 @@ class Journal:
         self._progress.update(full)
         if kind == "warning":
             self._progress.say(f"warning, step {step}: {row['text']}")
+
+    def cut(self, step: int) -> None:
+        """Drop the rows after a step that the run goes back to."""
+        if self._log:
+            self._log.cut(step)
 
     def say(self, text: str) -> None:
         """A line for the person alone."""

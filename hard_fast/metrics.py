@@ -19,9 +19,16 @@ class Meter:
         self._sums: dict[str, Tensor] = {}
         self._steps: dict[str, int] = {}
 
-    def add(self, phase: Phase, logs: dict[str, Tensor]) -> None:
-        """Count one step of a phase with its logs, [] fp32 each, already the mean of the ranks."""
+    def add(self, phase: Phase, logs: dict[str, Tensor], is_skipped: Tensor | None = None) -> None:
+        """Count one step of a phase with its logs, [] fp32 each, already the mean of the ranks.
+
+        Args:    is_skipped: [] bool: whether its numbers count for nothing.
+        """
         values = torch.stack(list(logs.values()))
+        # Last, the number of steps that count.
+        values = torch.cat([values, values.new_ones(1)])
+        if is_skipped is not None:
+            values = values.masked_fill(is_skipped, 0.0)
         key = phase.value
         if key in self._sums:
             self._sums[key] += values
@@ -55,10 +62,14 @@ class Reading:
         self._late = {key: Late(value) for key, value in sums.items()}
 
     def means(self) -> Means:
-        """Per phase its number of steps and the means over steps and ranks."""
+        """Per phase its number of steps, how many of them were skipped, if any, and the means over
+        the other steps and the ranks; NaN where there are none."""
         found: Means = {}
         for key, late in self._late.items():
-            num = self._steps[key]
-            means = (late.value() / num).tolist()
-            found[key] = {"steps": num, **dict(zip(self._names[key], means, strict=True))}
+            *sums, num = late.value().tensor_split([len(self._names[key])])
+            means = (sums[0] / num).tolist()
+            found[key] = {"steps": self._steps[key]}
+            if skipped := self._steps[key] - int(num):
+                found[key]["skipped"] = skipped
+            found[key] |= dict(zip(self._names[key], means, strict=True))
         return found

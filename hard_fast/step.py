@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hard_fast.augment.base import Augmentor, is_learned, to_float
 from hard_fast.objectives.base import Objective
+from hard_fast.objectives.looks import looks
 from hard_fast.types import Batch, LossTerms, Needs, Noise, Outputs, Phase, Seen, View
 
 
@@ -99,11 +100,11 @@ class DistillStep(nn.Module):
         if needs.clean_student:
             clean_student = self._see("student", to_float(original))
         seen = Seen(batch, view, noise, student, teacher, clean_student, clean_teacher)
-        if phase is Phase.AUGMENTOR:
-            return self.objective.augmentor_loss(seen)
-        if phase is Phase.JOINT:
-            return self.objective.joint_loss(seen)
-        return self.objective.student_loss(seen)
+        if phase is Phase.STUDENT:
+            return self.objective.student_loss(seen)
+        is_own = phase is Phase.AUGMENTOR
+        terms = self.objective.augmentor_loss(seen) if is_own else self.objective.joint_loss(seen)
+        return LossTerms(terms.loss, terms.error, {**terms.logs, **looks(seen, original)})
 
     def make_view(self, phase: Phase, batch: Batch, noise: Noise) -> View:
         """The augmented images of one batch with soft labels; an all-zero row is unlabelled."""

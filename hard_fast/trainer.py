@@ -7,7 +7,7 @@ augmentor -> teacher, student -> objective -> `Learner` -> `PhaseController` -> 
 
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -21,27 +21,17 @@ from hard_fast.data import load_data
 from hard_fast.engine import Engine
 from hard_fast.examiner import Examiner
 from hard_fast.journal import Journal
-from hard_fast.metrics import Meter, Reading
+from hard_fast.metrics import Meter
 from hard_fast.optim.schedule import Verdict
 from hard_fast.phases import PhaseController, Switch, ThresholdConfig, advice
+from hard_fast.rescue import Rescue
 from hard_fast.runtime import dist, signals
 from hard_fast.runtime.clock import Clock
 from hard_fast.runtime.dist import World
 from hard_fast.runtime.pulse import Pulse
-from hard_fast.runtime.rows import is_finite
 from hard_fast.runtime.seed import default_generator, reseed
+from hard_fast.training_row import TrainingRow
 from hard_fast.types import Phase
-
-# Steps between measuring a training row and writing it, so that the device is never waited for.
-_ROW_LAG = 4
-
-
-class _Row(NamedTuple):
-    """A training row that is still on its way from the device."""
-
-    step: int
-    reading: Reading
-    row: dict[str, Any]
 
 
 class Trainer:
@@ -57,7 +47,6 @@ class Trainer:
         self.step, self.is_done, self.is_settled = 0, False, True
         self.phase_steps = {phase.value: 0 for phase in Phase}
         self.clock, self.meter, self.phase_meter = Clock(), Meter(), Meter()
-        self._late_row: _Row | None = None
         self._build_data()
         self._build_learning()
         self.checkpointer = Checkpointer(self.run_dir / "checkpoints", config.checkpoint.keep)
@@ -103,6 +92,8 @@ class Trainer:
         parts = (self.data, self.engine, self.bank, self._new_loader)
         self.examiner = Examiner(config, *parts, per_epoch, world)
         self.controller = PhaseController(config.schedule, per_epoch)
+        self.rescue = Rescue(self.engine, self.bank, world, self._warn)
+        self._late_row = TrainingRow(self.engine, self.meter, self.clock, per_epoch)
         self.noise_generator = torch.Generator(world.device)
         self.network_generator = default_generator(world.device)
 
@@ -124,8 +115,8 @@ class Trainer:
         self.asked = self.pulse.agreed(f"step {step} ({phase.value})")
         result = self.engine.step(phase, step, batch, noise)
         if phase is Phase.AUGMENTOR:
-            self.phase_meter.add(phase, result.logs)
-        self.meter.add(phase, result.logs)
+            self.phase_meter.add(phase, result.logs, result.is_skipped)
+        self.meter.add(phase, result.logs, result.is_skipped)
         self.phase_steps[phase.value] += 1
         self.step += 1
         return self.controller.observe(step, result.error)
@@ -140,6 +131,9 @@ class Trainer:
                 self._warn(text)
             if not self.is_settled:
                 self._settle()
+            if not self.step:
+                # Something to go back to.
+                self._save(is_alike=True)
             while self.step < self.num_steps and not self.is_done:
                 if notice := self.engine.notice(self.controller.phase):
                     self.journal.say(notice)
@@ -156,11 +150,7 @@ class Trainer:
             ended = self.phase_meter.take().means()["augmentor"]
             change = ended["teacher_change"] if "teacher_change" in ended else None
             then = self.config.schedule.on_timeout if switch.has_timed_out else "keep"
-            if then == "keep":
-                self.bank.save()
-            else:
-                self.bank.restart(self.step, untouched=then == "identity")
-                self.engine.augmentor_learner.forget()
+            self.rescue.end_turn(self.step, then)
         self.net.learn(switch.after)
         phases = {"from": switch.before.value, "to": switch.after.value}
         row = {"reason": switch.reason, "error": switch.error, "teacher_change": change}
@@ -174,23 +164,42 @@ class Trainer:
         Raises:  Stopped after a last checkpoint, if a signal has asked for it.
         """
         is_last = self.step == self.num_steps
-        if self._late_row and self.step >= self._late_row.step + _ROW_LAG:
-            self._write_late_row()
-        if self.step % self.config.train.log_every == 0 or is_last:
-            self._take_row()
+        is_row_due = self.step % self.config.train.log_every == 0 or is_last
+        if self._has_gone_back(is_row_due):
+            return
+        if self._late_row.is_due(self.step):
+            self._late_row.write(self.journal)
+        if is_row_due:
+            self._late_row.begin(self.journal, self.step, self.last_phase)
         is_threshold = isinstance(self.config.schedule, ThresholdConfig)
         if is_last and is_threshold and not self.phase_steps["augmentor"]:
             self._warn("the student never stayed below l_min, so the augmentor never learned")
         self.is_settled = not (self._is_due(self.examiner.every) or self._is_due(self.save_every))
         if self.asked:
             self._save()
+            dist.barrier()  # Who ended sooner would have the launcher end rank 0 while it writes.
             raise signals.Stopped(self.asked)
         if not self.is_settled:
             self._settle()
 
+    def _has_gone_back(self, is_row_due: bool) -> bool:
+        """Act on what the guard has seen; whether the run is at a checkpoint again."""
+        if (back := self.rescue.heed(self.step, is_row_due=is_row_due)) is None:
+            return False
+        text = self.rescue.go_back(back, self.checkpointer, self._parts())
+        self._late_row.forget()
+        self.net.learn(self.controller.phase)
+        self.journal.cut(self.step)
+        self._warn(text)
+        # Whoever continues from here must know of it.
+        self._save()
+        if not self.is_settled:
+            self._settle()
+        return True
+
     def _settle(self) -> None:
         """The evaluation and the checkpoint that are due, also of a run stopped before them."""
-        self._write_late_row()
+        self._late_row.write(self.journal)
         # BatchNorm statistics differ between ranks; scores and files hold their mean.
         dist.mean_(self.engine.statistics())
         if self._is_due(self.examiner.every):
@@ -200,8 +209,14 @@ class Trainer:
                 # The others may not have been asked, so nothing here waits for them.
                 self._save(is_alike=True)
                 raise
+            except RuntimeError:
+                # Rank 0 has left; what it was asked, this process was asked as well.
+                signals.stop_if_asked()
+                raise
         self.is_settled = True
-        if self._is_due(self.save_every) or self.is_done:
+        is_over = self.is_done or self.step == self.num_steps
+        # Weights that no longer give finite numbers are nothing to go back to.
+        if is_over or (self._is_due(self.save_every) and self.engine.guard.is_calm()):
             self._save(is_alike=True)
             dist.barrier()
 
@@ -210,27 +225,10 @@ class Trainer:
 
     def _save(self, *, is_alike: bool = False) -> None:
         """Write a checkpoint, also between the steps at which all ranks' statistics are alike."""
-        self._write_late_row()
+        self._late_row.write(self.journal)
         self._statistics = [] if is_alike else gather_statistics(self.engine.statistics())
         if self.world.is_main:
             self.checkpointer.save(self.step, self._parts())
-
-    def _take_row(self) -> None:
-        """Begin a training row; it is written when its numbers have come from the device."""
-        self._write_late_row()
-        self.clock.count_averaging(self.engine.averager.seconds())
-        row = {"phase": self.last_phase.value, "lr": self.engine.rates(self.step - 1)}
-        row["timing"] = self.clock.window()
-        self._late_row = _Row(self.step, self.meter.take(), row)
-
-    def _write_late_row(self) -> None:
-        if self._late_row is None:
-            return
-        (step, reading, row), self._late_row = self._late_row, None
-        row |= reading.means()
-        self.journal.write("train", step, self._epoch(step), row)
-        if not is_finite(row):
-            self._warn("a loss is no finite number: the run is lost; try a lower optim.lr")
 
     def _evaluate(self) -> None:
         metrics = self.examiner.row(self.step, is_last=self.step == self.num_steps)
@@ -251,12 +249,14 @@ class Trainer:
         is_best = self.config.train.select == "best" or self.is_done
         if is_best:
             self.best.restore()
+        self.engine.guard.judge(self.step)
         metrics, teacher = self.examiner.finish()
         return {
             "metrics": metrics,
             "teacher": teacher,
             "steps": self.step,
             "bad_samples": self.loader.num_bad,
+            **self.engine.guard.counts,
             "epochs": self.step / self.loader.num_steps_per_epoch,
             "phases": {name: num for name, num in self.phase_steps.items() if num},
             "selected_step": self.best.step if is_best else self.step,
@@ -267,7 +267,7 @@ class Trainer:
         self._write("warning", {"text": text})
 
     def _write(self, kind: str, row: dict[str, Any]) -> None:
-        self._write_late_row()
+        self._late_row.write(self.journal)
         self.journal.write(kind, self.step, self._epoch(self.step), row)
 
     def _epoch(self, step: int) -> float:

@@ -52,6 +52,9 @@ def test_accumulated_passes_make_the_same_update(tiny_run, phase):
         found.append(changes_of(trainer.net, lambda step=step: results.append(step())))
     assert any(change.abs().sum() > 0 for change in found[0])
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-7)
+    for result in results:
+        # A mean of the passes' ratios.
+        result.logs.pop("contrast", None)
     torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-6)
 
 

@@ -80,3 +80,15 @@ def test_a_journal_writes_and_warns_on_the_main_process_only(tmp_path, capsys):
         assert ("warning, step 2: look out" in said) == is_main
     row = {"kind": "warning", "step": 2, "epoch": 0.5, "text": "look out"}
     assert read_rows(tmp_path / "True" / "metrics.jsonl") == [row]
+
+
+def test_a_run_that_goes_back_cuts_its_rows_and_writes_on(tmp_path):
+    with Journal(tmp_path, num_steps=9, first_step=0, use_tensorboard=True) as journal:
+        for step in (0, 2, 4):
+            journal.write("warning", step, 0.5, {"text": "old"})
+        journal.cut(2)
+        journal.write("warning", 3, 0.5, {"text": "new"})
+        journal.cut(0)
+        journal.write("warning", 0, 0.5, {"text": "newest"})
+    found = read_rows(tmp_path / "metrics.jsonl")
+    assert [(row["step"], row["text"]) for row in found] == [(0, "old"), (0, "newest")]

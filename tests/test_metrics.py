@@ -49,3 +49,16 @@ def test_a_reading_keeps_what_was_taken_while_the_meter_goes_on():
     reading = meter.take()
     meter.add(Phase.STUDENT, logs(loss=5.0))
     assert reading.means() == {"student": {"steps": 1, "loss": 1.0}}
+
+
+def test_steps_that_were_skipped_count_for_no_mean_and_are_told():
+    meter, resumed = Meter(), Meter()
+    meter.add(Phase.STUDENT, logs(loss=1.0), torch.tensor(False))
+    meter.add(Phase.STUDENT, logs(loss=torch.nan), torch.tensor(True))
+    resumed.load_state_dict(meter.state_dict())
+    resumed.add(Phase.STUDENT, logs(loss=4.0), torch.tensor(False))
+    resumed.add(Phase.AUGMENTOR, logs(loss=torch.inf), torch.tensor(True))
+    found = resumed.take().means()
+    assert found["student"] == {"steps": 3, "skipped": 1, "loss": 2.5}
+    assert found["augmentor"].pop("loss") != 0.0
+    assert found["augmentor"] == {"steps": 1, "skipped": 1}

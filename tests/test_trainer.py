@@ -406,6 +406,38 @@ def test_what_changes_over_a_run_resumes_exactly_inside_a_group_of_steps(tiny_ru
     assert len(gathered) > 2
 
 
+def test_turns_with_a_new_optimizer_and_a_rate_that_stands_still_resume_exactly(tiny_run, tmp_path):
+    # Epochs of two steps; any change of the loss is small enough to be a standstill.
+    still = {"factor": 0.5, "least": 100.0, "least_share": 100.0}
+    optim = {"kind": "sgd", "lr": 0.01, "fresh_turns": True, "standstill": still}
+    tree = tiny_run | {
+        "objective": {"kind": "tst"},
+        "schedule": {"kind": "epochs", "every": 4, "augmentor_epochs": 3},
+        "augmentor_optim": optim,
+        "train": tiny_run["train"] | {"steps": 15, "batch_size": 32, "log_every": 1},
+        "checkpoint": {"every_steps": 1, "keep": 50},
+    }
+    whole = build(tree, run_dir=str(tmp_path / "whole"))
+    whole.run()
+    turns = [row["lr"]["augmentor"] for row in rows(whole, "train") if row["phase"] == "augmentor"]
+    # The first turn has three epochs, the second is cut after two and a half.
+    assert turns == pytest.approx([0.01] * 4 + [0.005] * 2 + [0.01] * 4 + [0.005])
+    losses = [row["augmentor"]["loss"] for row in rows(whole, "train")[-3:]]
+    kept = whole.engine.augmentor_learner.state_dict()["standstill"]
+    assert kept["sum"] == pytest.approx(losses[2])
+    assert kept["last"] == pytest.approx(sum(losses[:2]) / 2.0)
+    for step in (3, 5, 6, 8, 11):
+        cut = tmp_path / f"cut{step}"
+        shutil.copytree(whole.run_dir, cut)
+        for path in (cut / "checkpoints").glob("step_*"):
+            if int(path.stem.removeprefix("step_")) > step:
+                path.unlink()
+        resumed = build(tree, run_dir=str(cut))
+        assert resumed.step == step
+        resumed.run()
+        assert same(weights(resumed), weights(whole)), step
+
+
 def test_a_long_run_keeps_nothing_of_its_steps(tiny_run):
     trainer = build(tiny_run, train={"steps": 600, "gallery": False})
     trainer.journal = Journal(
@@ -420,7 +452,7 @@ def test_a_long_run_keeps_nothing_of_its_steps(tiny_run):
                 trainer.net.learn(switch.after)
                 trainer.phase_meter.take()
             if trainer.step % 10 == 0:
-                trainer._take_row()
+                trainer._late_row.begin(trainer.journal, trainer.step, trainer.last_phase)
 
     objects, pages = [], []
     for _ in range(5):

@@ -107,14 +107,25 @@ def build_optimizer(
             return FlatOptimizer(groups, *rules, **shared, eps=_EPS)
 
 
-def clip_(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+def total_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """[] the 2-norm of all gradients together; finite only where each of them is."""
+    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+def clip_(
+    parameters: Iterable[nn.Parameter], max_norm: float, norm: Tensor | None = None
+) -> Tensor:
     """Scale the gradients in place so that their total 2-norm is at most `max_norm`.
 
     Nothing waits for the device. A norm that is not finite leaves only zeros and NaN behind.
 
+    Args:    norm: [] what `total_norm` found, if that is known.
     Returns: [] the total norm before clipping, on the gradients' device.
     """
-    return nn.utils.clip_grad_norm_(parameters, max_norm)
+    parameters = list(parameters)
+    norm = total_norm(parameters) if norm is None else norm
+    nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
 
 
 def _groups(config: OptimConfig, trainable: list[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:

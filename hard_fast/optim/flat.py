@@ -60,6 +60,10 @@ class FlatOptimizer(Optimizer):
     Raises:  ValueError if the parameters are not float32 on one device.
     """
 
+    # [] fp32, not 0: a step leaves weights and moments as they are. The same attribute as that of
+    # torch's fused optimizers.
+    found_inf: Tensor | None = None
+
     def __init__(
         self,
         groups: Sequence[dict[str, Any]],
@@ -107,10 +111,16 @@ class FlatOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        is_skipped = None if self.found_inf is None else self.found_inf.bool()
+        if is_skipped is not None and not self._is_joined:
+            # On a CPU there is no wait for what is known, and no need for copies.
+            if is_skipped:
+                return loss
+            is_skipped = None
         for group, buffers in zip(self.param_groups, self._buffers, strict=True):
             for buffer in buffers:
                 for run in buffer.runs(self.state, is_joined=self._is_joined):
-                    buffer.move(run, self.state, group)
+                    buffer.move(run, self.state, group, is_skipped)
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -178,8 +188,13 @@ class _Buffer:
         run: list[_Slot],
         state: dict[nn.Parameter, dict[str, Any]],
         group: dict[str, Any],
+        is_skipped: Tensor | None,
     ) -> None:
-        """One step of neighbours, which count as one long weight."""
+        """One step of neighbours, which count as one long weight; the number of steps goes on.
+
+        The copies that a skipped step goes back to live no longer than this call, after the
+        backward pass has let go of its memory.
+        """
         grads = []
         for slot in run:
             if not state[slot.parameter]:
@@ -198,7 +213,12 @@ class _Buffer:
             name: self.moments[name][start // moment.num_weights : -(-stop // moment.num_weights)]
             for name, moment in self._rule.moments.items()
         }
-        self._rule.update(self._weight[start:stop], grad, moments, step, group)
+        weight = self._weight[start:stop]
+        moved = [] if is_skipped is None else [weight, *moments.values()]
+        before = [tensor.clone() for tensor in moved]
+        self._rule.update(weight, grad, moments, step, group)
+        for tensor, old in zip(moved, before, strict=True):
+            torch.where(is_skipped, old, tensor, out=tensor)
 
     def adopt(self, slot: _Slot, saved: dict[str, Any]) -> dict[str, Any]:
         """A parameter's state in this buffer, with the saved values."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
-from hard_fast.optim.build import OptimConfig, build_optimizer, clip_
+from hard_fast.optim.build import OptimConfig, build_optimizer, clip_, total_norm
 from hard_fast.optim.schedule import build_rate, set_rate
 from hard_fast.optim.standstill import Standstill
 from hard_fast.runtime.cycle import Cycle
@@ -17,7 +17,8 @@ class Learner:
     """Updates the parameters that require gradients now, at the rate of each step.
 
     Gradients of several backward passes may add up before an update, and those of several steps
-    are gathered beside them where `update_every` says so.
+    are gathered beside them where `update_every` says so. `share` is that of the configured rate
+    which is left, 1 unless the run had to go back.
 
     Args:    parameters: as `named_parameters` yields them.
              num_steps, num_steps_per_epoch: of the whole run; the rate follows its steps.
@@ -44,6 +45,9 @@ class Learner:
         self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         self._gathered: dict[int, Tensor] = {}  # sums over steps, by the parameters' places
         self._num_gathered = 0
+        self._is_spoilt: Tensor | None = None  # [] bool, of the steps since the last update
+        self._norm: Tensor | None = None  # [] of the gradients that the next update takes
+        self.share = 1.0
         if keeps_gradients:
             for parameter in self._parameters:
                 parameter.grad = torch.zeros_like(parameter)
@@ -57,44 +61,55 @@ class Learner:
 
     def update(
         self, step: int, scaler: GradScaler | None = None, loss: Tensor | None = None
-    ) -> None:
+    ) -> Tensor:
         """Clip, descend at the rate of this 0-based step, and forget the gradients.
 
         Or gather them, while more steps are to come before the next update.
 
-        With an enabled scaler, gradients are unscaled first, and if one is infinite or NaN, in any
-        step since the last update, the weights and moments stay as they are. That verdict never
-        leaves the device with `adam`, `adamw` and `sgd`; the other kinds wait for it at each
-        update. Afterwards, once for all that learned in a step, the caller owes `scaler.update()`.
+        If a gradient or the loss is infinite or NaN, in any step since the last update, weights
+        and moments stay as they are. That verdict never leaves the device: it goes the way that
+        torch has for its gradient scaler, which its fused kernels and our flat ones read. With an
+        enabled scaler, gradients are unscaled first; afterwards, once for all that learned in a
+        step, the caller owes `scaler.update()`.
 
-        Args:    loss: [] of this step, the mean of all processes, for `standstill` alone.
+        Args:    loss: [] of this step, the mean of all processes as the gradients are; `standstill`
+                     needs it.
+        Returns: [] bool, on the device: whether this step's gradients or loss are not finite.
         """
         if self._config.fresh_turns and step > self._last_step + 1:
             self.forget()
             if self._standstill is not None:
                 self._standstill.restart()
         self._last_step = step
+        if self._standstill is not None:
+            self._standstill.settle()
         self._num_gathered += 1
+        if scaler is not None:
+            scaler.unscale_(self._optimizer)
+        # The pass over the gradients that clipping needs anyway.
+        self._norm = total_norm(self._parameters)
+        is_bad = ~(self._norm if loss is None else self._norm + loss).isfinite()
+        self._is_spoilt = is_bad if self._is_spoilt is None else self._is_spoilt | is_bad
         is_last = step + 1 >= self._num_steps
         if is_last or self._num_gathered >= round(self._now(self._config.update_every, step)):
-            self._descend(step, scaler)
+            self._descend(step)
         else:
-            self._gather(scaler)
+            self._gather()
         if self._standstill is not None:
             assert loss is not None
-            self._standstill.learned(loss)
+            # One NaN would hide two epochs; a zero is lost among the losses of one.
+            self._standstill.learned(loss.masked_fill(is_bad, 0.0))
+        return is_bad
 
-    def finish(self, step: int, scaler: GradScaler | None = None) -> None:
+    def finish(self, step: int) -> None:
         """Learn from what is still gathered, in a run's last step, if that brings no gradients."""
         if self._num_gathered:
             for parameter in self._parameters:
                 parameter.grad = torch.zeros_like(parameter)
-            self._descend(step, scaler)
+            self._descend(step)
 
-    def _gather(self, scaler: GradScaler | None) -> None:
-        """Add the gradients to those of earlier steps, without their scale, and forget them."""
-        if scaler is not None:
-            scaler.unscale_(self._optimizer)
+    def _gather(self) -> None:
+        """Add the gradients to those of earlier steps, and forget them."""
         for place, parameter in enumerate(self._parameters):
             if parameter.grad is not None:
                 # Memory of their own: DDP and CUDA graphs write to the gradients' again.
@@ -104,40 +119,35 @@ class Learner:
                     self._gathered[place] = parameter.grad.clone()
         self._optimizer.zero_grad(set_to_none=not self.keeps_gradients)
 
-    def _add_gathered(self, scaler: GradScaler | None) -> None:
+    def _add_gathered(self) -> None:
         """Turn the gradients into the mean of all steps since the last update."""
         for place, total in self._gathered.items():
             parameter = self._parameters[place]
-            # At the scale of now, so that the scaler sees whether a step was not finite.
-            scaled = total if scaler is None else scaler.scale(total)
-            parameter.grad = scaled if parameter.grad is None else parameter.grad.add_(scaled)
-        if self._num_gathered > 1:
-            for parameter in self._parameters:
-                if parameter.grad is not None:
-                    parameter.grad.div_(self._num_gathered)
-        self._gathered, self._num_gathered = {}, 0
+            parameter.grad = total if parameter.grad is None else parameter.grad.add_(total)
+        for parameter in self._parameters:
+            if parameter.grad is not None:
+                parameter.grad.div_(self._num_gathered)
+        self._norm = total_norm(self._parameters)
 
-    def _descend(self, step: int, scaler: GradScaler | None) -> None:
-        self._add_gathered(scaler)
+    def _descend(self, step: int) -> None:
+        if self._gathered:
+            self._add_gathered()
         set_rate(self._optimizer, self.lr(step))
         if isinstance(self._config.weight_decay, Cycle):
             for place in self._decayed:
                 decay = self._now(self._config.weight_decay, step)
                 self._optimizer.param_groups[place]["weight_decay"] = decay
         if self._config.clip_norm is not None:
-            if scaler is not None:
-                scaler.unscale_(self._optimizer)
-            clip_(self._parameters, self._now(self._config.clip_norm, step))
-        if scaler is None:
-            self._optimizer.step()
-        else:
-            scaler.step(self._optimizer)
+            clip_(self._parameters, self._now(self._config.clip_norm, step), self._norm)
+        self._optimizer.grad_scale, self._optimizer.found_inf = None, self._is_spoilt.float()
+        self._optimizer.step()
+        self._gathered, self._num_gathered, self._is_spoilt = {}, 0, None
         self._optimizer.zero_grad(set_to_none=not self.keeps_gradients)
 
     def lr(self, step: int) -> float:
         """The learning rate of a 0-based step."""
         still = self._standstill.factor if self._standstill is not None else 1.0
-        return self._config.lr * self.rate.factor(step) * still
+        return self._config.lr * self.share * self.rate.factor(step) * still
 
     def _now(self, value: float | Cycle, step: int) -> float:
         return value.at(step, self._num_steps) if isinstance(value, Cycle) else value
@@ -149,9 +159,11 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's moments, the rate's place and the gradients that wait for an update."""
         gathered = {"gradients": self._gathered, "num": self._num_gathered}
+        gathered |= {"is_spoilt": self._is_spoilt}
         own = {"optimizer": self._optimizer.state_dict(), "rate": self.rate.state_dict()}
         own |= {"standstill": self._standstill and self._standstill.state_dict()}
-        return own | {"gathered": gathered, "last_step": self._last_step}
+        own |= {"gathered": gathered, "last_step": self._last_step}
+        return own | {"share": self.share}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved state."""
@@ -160,8 +172,8 @@ class Learner:
         self._last_step = int(state["last_step"])
         if self._standstill is not None:
             self._standstill.load_state_dict(state["standstill"])
-        gathered = state["gathered"]
-        self._num_gathered = int(gathered["num"])
+        gathered, self.share = state["gathered"], float(state["share"])
+        self._num_gathered, self._is_spoilt = int(gathered["num"]), gathered["is_spoilt"]
         self._gathered = {
             place: torch.empty_like(self._parameters[place]).copy_(total)
             for place, total in gathered["gradients"].items()

@@ -47,6 +47,9 @@ class Standstill:
     def learned(self, loss: Tensor) -> None:
         """Take in the loss of one step, [] on any device, the same in all processes."""
         self._sum, self._num = self._sum + loss, self._num + 1
+
+    def settle(self) -> None:
+        """Judge the epoch that is complete, if one is; to be called before each step."""
         if self._num < self._num_steps_per_epoch:
             return
         mean = float(self._sum) / self._num

@@ -25,7 +25,9 @@ class Stopped(Exception):
 
 @contextlib.contextmanager
 def noted() -> Iterator[None]:
-    """While it lasts, the first SIGTERM, SIGINT or SIGUSR1 is noted; a second acts as ever.
+    """While it lasts, the first SIGTERM, SIGINT or SIGUSR1 is noted; after it ctrl-C acts as ever.
+
+    Launchers send SIGTERM once more to processes that are about to end, which must not hurt them.
 
     In a thread other than the main one nothing changes, since Python has no handlers there.
     """
@@ -37,7 +39,7 @@ def noted() -> Iterator[None]:
 
     def note(number: int, _: FrameType | None) -> None:
         _noted.append(signal.Signals(number))
-        _restore(before)
+        _restore({signal.SIGINT: before[signal.SIGINT]})
 
     for number in _STOPPING:
         signal.signal(number, note)

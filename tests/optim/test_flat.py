@@ -254,3 +254,26 @@ def test_a_parameter_moved_afterwards_is_noticed():
     layer.weight.grad = torch.ones(2, 2)
     with pytest.raises(AssertionError, match="left its optimizer's buffer"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("is_joined", [True, False])
+@pytest.mark.parametrize("num_before", [0, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_that_is_skipped_leaves_weights_and_moments(kind, num_before, is_joined):
+    parameters = make_parameters()
+    optimizer = make(kind, parameters, is_joined)
+    take_steps(optimizer, parameters, range(num_before))
+    weights = [p.detach().clone() for p in parameters]
+    buffers = [buffer for buffers in optimizer._buffers for buffer in buffers]
+    moments = [moment.clone() for buffer in buffers for moment in buffer.moments.values()]
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, torch.nan)
+    optimizer.found_inf = torch.tensor(1.0)
+    optimizer.step()
+    after = [moment for buffer in buffers for moment in buffer.moments.values()]
+    for some, others in ((weights, parameters), (moments, after)):
+        assert all(torch.equal(one, other) for one, other in zip(some, others, strict=True))
+    optimizer.found_inf = torch.tensor(0.0)
+    take_steps(optimizer, parameters, [num_before])
+    assert all(p.isfinite().all() for p in parameters)
+    assert not any(torch.equal(one, p) for one, p in zip(weights, parameters, strict=True))

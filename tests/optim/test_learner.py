@@ -7,6 +7,7 @@ from torch import nn
 from hard_fast.optim.build import OptimConfig
 from hard_fast.optim.learner import Learner
 from hard_fast.optim.schedule import CosineRateConfig
+from hard_fast.optim.standstill import StandstillConfig
 from hard_fast.runtime.cycle import Cycle
 
 
@@ -190,6 +191,42 @@ def test_state_round_trip():
     assert torch.equal(layer.weight, other.weight)
 
 
+@pytest.mark.parametrize("is_fresh", [True, False])
+@pytest.mark.parametrize("is_resumed", [True, False])
+def test_a_turn_of_its_own_begins_without_moments(is_fresh, is_resumed):
+    layer = nn.Linear(1, 1, bias=False)
+    learner = make(layer, momentum=0.5, fresh_turns=is_fresh)
+    for step in (0, 1):
+        give_gradient(layer, 1.0)
+        learner.update(step)
+    state = copy.deepcopy(learner.state_dict())
+    # A step later it is the same turn; two steps later another network has learned in between.
+    for step, momentum in ((2, 0.75), (3, 0.0 if is_fresh else 0.75)):
+        if is_resumed:
+            learner = make(layer, momentum=0.5, fresh_turns=is_fresh)
+        learner.load_state_dict(copy.deepcopy(state))
+        before = layer.weight.item()
+        give_gradient(layer, 1.0)
+        learner.update(step)
+        assert before - layer.weight.item() == pytest.approx(0.1 * (1.0 + momentum))
+
+
+def test_a_standstill_lowers_the_rate_until_a_new_turn_begins():
+    layer = nn.Linear(1, 1, bias=False)
+    changes = {"fresh_turns": True, "standstill": StandstillConfig(factor=0.5)}
+    learner, rates = make(layer, **changes), []
+    for step in (0, 1, 2, 3, 4, 7):
+        again = make(layer, **changes)
+        again.load_state_dict(copy.deepcopy(learner.state_dict()))
+        learner, before = again, layer.weight.item()
+        give_gradient(layer, 1.0)
+        learner.update(step, loss=torch.tensor(1.0))
+        rates.append(before - layer.weight.item())
+        assert learner.lr(step) == pytest.approx(rates[-1], rel=1e-5)
+    # Epochs have two steps, and the first has none before it.
+    assert rates == pytest.approx([0.1, 0.1, 0.1, 0.1, 0.05, 0.1], rel=1e-5)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["adam", "adamw", "sgd"])
 def test_a_scaled_update_does_not_wait_for_the_device(kind):
@@ -313,3 +350,63 @@ def test_scaled_groups_equal_plain_ones_and_one_that_overflows_changes_nothing(c
                 if isinstance(value, torch.Tensor)
             )
         )
+
+
+@pytest.mark.parametrize("num_before", [0, 1])
+@pytest.mark.parametrize("changes", SCALED)
+@pytest.mark.parametrize("spoilt", ["gradient", "loss"])
+def test_what_is_not_finite_changes_nothing_without_a_scaler_too(changes, num_before, spoilt):
+    torch.manual_seed(0)
+    layer, other = nn.Linear(64, 64), nn.Linear(64, 64)
+    other.load_state_dict(layer.state_dict())
+    learner, untroubled = make(layer, **changes), make(other, **changes)
+
+    def update_both(step):
+        for some, module in ((learner, layer), (untroubled, other)):
+            give_gradient(module, 0.25 * (step + 1))
+            assert not some.update(step, loss=torch.tensor(0.5))
+
+    for step in range(num_before):
+        update_both(step)
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    give_gradient(layer, 1.0)
+    if spoilt == "gradient":
+        layer.weight.grad[3, 5] = torch.inf
+    loss = torch.tensor(torch.nan if spoilt == "loss" else 0.5)
+    assert learner.update(num_before, loss=loss)
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+    for step in range(num_before, num_before + 2):
+        update_both(step)
+    for one, same in zip(layer.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, same)
+    assert not torch.equal(layer.weight, before["weight"])
+
+
+def test_a_group_stays_spoilt_across_a_restart():
+    layers = [nn.Linear(4, 4) for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    first, second = (make(layer, kind="adam", momentum=0.9, update_every=2) for layer in layers)
+    give_gradient(layers[0], torch.nan)
+    assert first.update(0)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    give_gradient(layers[1], 1.0)
+    # This step was fine, and still there is nothing to learn from.
+    assert not second.update(1)
+    assert torch.equal(layers[0].weight, layers[1].weight)
+    give_gradient(layers[1], 1.0)
+    second.update(2)
+    give_gradient(layers[1], 1.0)
+    second.update(3)
+    assert not torch.equal(layers[0].weight, layers[1].weight) and second.share == 1.0
+
+
+def test_a_share_lowers_the_rate_and_is_saved():
+    layer = nn.Linear(1, 1, bias=False)
+    learner, again = make(layer), make(nn.Linear(1, 1, bias=False))
+    learner.share = 0.25
+    again.load_state_dict(learner.state_dict())
+    assert learner.lr(0) == again.lr(0) == pytest.approx(0.025)
+    before = layer.weight.item()
+    give_gradient(layer, 1.0)
+    learner.update(0)
+    assert before - layer.weight.item() == pytest.approx(0.025, rel=1e-4)

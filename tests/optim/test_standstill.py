@@ -7,19 +7,20 @@ from hard_fast.optim.standstill import Standstill, StandstillConfig
 
 
 def drive(rate, losses):
-    """The factors after each loss."""
+    """The factor of each step, of which these are the losses."""
     found = []
     for loss in losses:
-        rate.learned(torch.tensor(loss))
+        rate.settle()
         found.append(rate.factor)
+        rate.learned(torch.tensor(loss))
     return found
 
 
 def test_the_rate_falls_after_an_epoch_whose_mean_loss_stood_still():
     rate = Standstill(StandstillConfig(factor=0.5), num_steps_per_epoch=2)
     # Means 2, 1.5 (a fall that is enough), 1.49 (not), 1.48 (not).
-    found = drive(rate, [1.0, 3.0, 1.0, 2.0, 1.48, 1.5, 1.5, 1.46])
-    assert found == [1.0, 1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.25]
+    found = drive(rate, [1.0, 3.0, 1.0, 2.0, 1.48, 1.5, 1.5, 1.46, 0.0])
+    assert found == [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.25]
 
 
 @pytest.mark.parametrize(
@@ -35,7 +36,7 @@ def test_the_rate_falls_after_an_epoch_whose_mean_loss_stood_still():
 )
 def test_what_a_standstill_is(first, second, falls):
     rate = Standstill(StandstillConfig(), num_steps_per_epoch=1)
-    assert drive(rate, [first, second]) == [1.0, 0.9 if falls else 1.0]
+    assert drive(rate, [first, second, 0.0])[2] == (0.9 if falls else 1.0)
 
 
 def test_after_a_restart_the_next_epoch_has_nothing_to_be_compared_with():
@@ -45,7 +46,7 @@ def test_after_a_restart_the_next_epoch_has_nothing_to_be_compared_with():
     rate.restart()
     assert rate.factor == 1.0
     # The fifth loss is forgotten, too: an epoch is two steps of this turn.
-    assert drive(rate, [1.0] * 4) == [1.0, 1.0, 1.0, 0.9]
+    assert drive(rate, [1.0] * 5) == [1.0, 1.0, 1.0, 1.0, 0.9]
 
 
 def test_it_continues_inside_an_epoch_as_if_nothing_had_happened():

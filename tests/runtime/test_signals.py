@@ -24,6 +24,7 @@ def test_the_first_signal_is_noted_and_names_the_exit_code(number, code):
 def test_a_second_ctrl_c_acts_as_ever_and_a_new_run_starts_with_none_noted():
     with signals.noted():
         signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         assert signals.asked() == signal.SIGTERM

@@ -1,0 +1,35 @@
+import torch
+
+from hard_fast.config import RunConfig
+from hard_fast.journal import Journal
+from hard_fast.metrics import Meter
+from hard_fast.runtime.clock import Clock
+from hard_fast.runtime.configfile import Source, parse
+from hard_fast.runtime.dist import World
+from hard_fast.runtime.rows import read_rows
+from hard_fast.trainer import Trainer
+from hard_fast.training_row import TrainingRow
+from hard_fast.types import Phase
+
+
+def test_a_row_is_written_late_and_once_and_says_what_was_skipped(tiny_run, tmp_path):
+    config = parse(RunConfig, Source(tiny_run, {}))
+    engine = Trainer(config, World(0, 1, torch.device("cpu"))).engine
+    meter, place = Meter(), {"num_steps": 9, "first_step": 0, "use_tensorboard": False}
+    row = TrainingRow(engine, meter, Clock(), 4)
+    with Journal(tmp_path, **place) as journal:
+        for loss, is_bad in ((1.0, False), (torch.nan, True), (2.0, False)):
+            meter.add(Phase.STUDENT, {"loss": torch.tensor(loss)}, torch.tensor(is_bad))
+        assert not row.is_due(9)
+        row.begin(journal, 2, Phase.STUDENT)
+        assert not row.is_due(5) and row.is_due(6)
+        row.write(journal)
+        row.write(journal)
+        meter.add(Phase.STUDENT, {"loss": torch.tensor(4.0)}, torch.tensor(False))
+        row.begin(journal, 6, Phase.STUDENT)
+        row.forget()
+        row.write(journal)
+    found = read_rows(tmp_path / "metrics.jsonl")
+    assert [(one["kind"], one["step"]) for one in found] == [("train", 2), ("warning", 2)]
+    assert found[0]["student"] == {"steps": 3, "skipped": 1, "loss": 1.5}
+    assert found[0]["lr"] == {"student": 1e-3, "augmentor": 0.01} and found[0]["epoch"] == 0.5
