@@ -5,7 +5,7 @@ REAL_DATA ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: quickstart test test-slow lint clean
+.PHONY: quickstart test test-slow test-faults lint clean
 
 quickstart: $(VENV)/installed
 	$(RUN) -m hard_fast.study --config quickstart
@@ -15,6 +15,10 @@ test: $(VENV)/installed
 
 test-slow: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(RUN) -m pytest tests -m "slow and not gpu" $(if $(REAL_DATA),--real-data=$(REAL_DATA))
+
+# Fifty runs killed at any moment, damaged disks, a hundred thousand bad inputs.
+test-faults: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/faults -m "" --tries 50 --cases 100000 $(if $(REAL_DATA),--real-data=$(REAL_DATA))
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

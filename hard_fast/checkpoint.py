@@ -85,9 +85,13 @@ class Checkpointer:
         numbers = (note.stem.removeprefix("step_") for note in self._folder.glob("step_*.json"))
         return sorted((int(number) for number in numbers if number.isdecimal()), reverse=True)
 
-    def newest(self) -> int | None:
-        """The step of the newest checkpoint that is whole; a damaged one costs a warning."""
-        return next((step for step in self.steps() if self._digest(step) is not None), None)
+    def newest(self, before: int | None = None) -> int | None:
+        """The step of the newest checkpoint that is whole; a damaged one costs a warning.
+
+        Args:    before: of those of earlier steps than this.
+        """
+        asked = (step for step in self.steps() if before is None or step < before)
+        return next((step for step in asked if self._digest(step) is not None), None)
 
     def to_resume(self) -> int | None:
         """The step to continue from, None for a new run; one that `load` refuses if none is whole.

@@ -87,8 +87,8 @@ def _small_network(network: dict[str, Any]) -> dict[str, Any]:
     if name.startswith("python:"):
         kept = {key: value for key, value in network.items() if key != "checkpoint"}
         options = _table(network, "options")
-        if options.get("trunk") in _SMOKE_OPTIONS:
-            kept["options"] = {**options, "options": _SMOKE_OPTIONS[options["trunk"]]}
+        if (trunk := str(options.get("trunk"))) in _SMOKE_OPTIONS:
+            kept["options"] = {**options, "options": _SMOKE_OPTIONS[trunk]}
         return kept
     if name.startswith("cifar_resnet"):
         return {"name": "cifar_resnet20"}
@@ -111,7 +111,9 @@ def _small_names(value: Any) -> Any:
     return re.sub(r"^blocks\.\d+", "blocks.0", value) if isinstance(value, str) else value
 
 
-def _small_augmentor(augmentor: dict[str, Any]) -> dict[str, Any]:
+def _small_augmentor(augmentor: Any) -> Any:
+    if not isinstance(augmentor, dict):
+        return augmentor
     if augmentor.get("kind") == "compose" and isinstance(augmentor.get("parts"), list):
         return {**augmentor, "parts": [_small_augmentor(part) for part in augmentor["parts"]]}
     if augmentor.get("kind") == "patch_mix":

@@ -15,6 +15,7 @@ if not torch.cuda.is_available():
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rewrite-golden", action="store_true", help="store the curves found now")
     parser.addoption("--tries", type=int, default=4, help="runs to kill; the campaign has 50")
+    parser.addoption("--cases", type=int, default=500, help="bad inputs; the campaign has 100000")
     parser.addoption("--real-data", default=None, help="folder with mnist/, cifar10/ and weights/")
 
 

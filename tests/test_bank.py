@@ -105,3 +105,12 @@ def test_a_learner_in_channels_last_is_kept_and_read_again(tmp_path):
     target = nn.Conv2d(3, 4, 3)
     again.draw_into(target, 0)
     assert torch.equal(target.weight, learner.weight)
+
+
+def test_an_entry_with_other_numbers_is_named(tmp_path):
+    _, bank = filled(tmp_path, 2)
+    path = tmp_path / "entry_000001.safetensors"
+    payload = path.read_bytes()
+    path.write_bytes(payload[:-1] + bytes([payload[-1] ^ 1]))
+    with pytest.raises(ValueError, match="entry_000001.*checksum differs"):
+        AugmentorBank(Shift(), tmp_path, BankConfig(), seed=0).load_state_dict(bank.state_dict())

@@ -74,3 +74,35 @@ def test_best_weights_come_back_and_survive_a_checkpoint(tmp_path):
     Checkpointer(tmp_path).load(9, {"best": resumed}, CPU)
     resumed.restore()
     assert layer.weight.item() == 1.0 and resumed.step == 7
+
+
+def test_the_newest_before_a_step_may_be_asked_for(tmp_path):
+    checkpointer = Checkpointer(tmp_path, keep=3)
+    for step in (1, 4, 9):
+        checkpointer.save(step, {})
+    assert [checkpointer.newest(before) for before in (None, 9, 4, 1)] == [9, 4, 1, None]
+
+
+def test_a_state_that_does_not_fit_is_one_line(tmp_path):
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(1, {"layer": nn.Linear(3, 2)})
+    with pytest.raises(ValueError, match=r"its layer does not fit this run \(.*another version"):
+        checkpointer.load(1, {"layer": nn.Linear(2, 2)}, CPU)
+
+
+def test_what_a_kill_left_half_written_is_swept_away(tmp_path):
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(1, {})
+    (tmp_path / ".step_000000002.pt.x7").write_bytes(b"half")
+    (tmp_path / "step_of_another_kind.json").write_text("{}")
+    checkpointer.save(2, {})
+    assert not list(tmp_path.glob(".*")) and checkpointer.steps() == [2, 1]
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(tmp_path):
+    checkpointer = Checkpointer(tmp_path)
+    assert checkpointer.to_resume() is None
+    checkpointer.save(3, {})
+    assert checkpointer.to_resume() == 3
+    (tmp_path / "step_000000003.pt").write_bytes(b"")
+    assert checkpointer.newest() is None and checkpointer.to_resume() == 3

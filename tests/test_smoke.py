@@ -61,3 +61,10 @@ def test_a_run_with_a_large_generator_shrinks_to_seconds(tiny_run, tmp_path, net
     config = parse_tree(tree)
     results = Trainer(config, World(0, 1, torch.device("cpu"))).run()
     assert results["steps"] == 3 and set(results["phases"]) == {"student", "augmentor"}
+
+
+def test_what_is_no_table_is_left_to_the_check_of_the_configuration():
+    tree = {"smoke": True, "augmentor": {"kind": "compose", "parts": [1.0]}}
+    tree["student"] = {"name": "python:a:b", "options": {"trunk": []}}
+    small = shrink(Source(tree, {})).tree
+    assert small["augmentor"] == tree["augmentor"] and small["student"] == tree["student"]

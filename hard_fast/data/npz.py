@@ -4,7 +4,6 @@ A mistake in a file is one ValueError line: which file, what is wrong with it, w
 """
 
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +12,8 @@ from pydantic import Field
 
 from hard_fast.data.arrays import TEST_SEED, DataSet, SplitConfig, split_off
 from hard_fast.data.readers import check_same_shape, checked
+from hard_fast.runtime.archive import check_unpacked_size
+from hard_fast.runtime.messages import printable
 
 _CHANNELS = (1, 3, 4)
 _NAMES = {"images": ("images", "image", "x"), "labels": ("labels", "label", "y")}
@@ -74,12 +75,14 @@ def _open_npz(path: Path) -> dict[str, np.ndarray]:
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path}: not an .npz file; {write}")
     known = {name for part in ("train", "test") for what in _NAMES for name in _spell(what, part)}
+    check_unpacked_size(path, path)
     try:
         with np.load(path, allow_pickle=False) as file:
             names = [name for name in file.files if name.lower() in known]
             return {name.lower(): np.asarray(file[name]) for name in names}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:
+        # Damaged headers make numpy and zipfile raise almost anything.
+        reason = printable(str(error)) or type(error).__name__
         raise ValueError(f"{path}: damaged, or no plain arrays ({reason}); {write}") from None
 
 

@@ -5,6 +5,8 @@ one ValueError line: which file, what is wrong with it, what to do.
 """
 
 import gzip
+import io
+import math
 import struct
 import zlib
 from collections.abc import Sequence
@@ -19,6 +21,8 @@ from hard_fast.data.arrays import Arrays, DataSet, SplitConfig, with_shifted
 
 MNIST_FOLDERS = ("", "raw", "MNIST/raw", "mnist/raw")
 CIFAR10_FOLDERS = ("", "cifar-10-batches-bin", "cifar10/cifar-10-batches-bin")
+# Deflate packs at most 1,032 bytes into one.
+_MOST_TIMES = 1032
 CIFAR10_TRAIN = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
 
 
@@ -56,10 +60,7 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
     payload = _read_bytes(path)
     again = "fetch it again"
     if payload[:2] == b"\x1f\x8b":
-        try:
-            payload = gzip.decompress(payload)
-        except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path}: damaged or truncated gzip ({error}); {again}") from None
+        payload = _unzip(payload, path, start=4 + 4 * ndim)
     if len(payload) < 4 or payload[:2] != b"\0\0":
         raise ValueError(f"{path}: not an idx file (starts with {payload[:4]!r}); {again}")
     if payload[2] != 0x08:
@@ -86,6 +87,28 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
             f"{shape}; {again}"
         )
     return np.frombuffer(payload, np.uint8, offset=start).reshape(shape)
+
+
+def _unzip(payload: bytes, path: Path, start: int) -> bytes:
+    """What a gzipped idx file holds, up to one byte more than its header announces.
+
+    Args:    start: of the data behind the header.
+    """
+    try:
+        with gzip.open(io.BytesIO(payload)) as file:
+            header = file.read(start)
+            num = math.prod(
+                struct.unpack(f">{start // 4 - 1}I", header[4:].ljust(start - 4, b"\0"))
+            )
+            if num > _MOST_TIMES * len(payload):
+                raise ValueError(
+                    f"{path}: {len(payload):,} bytes whose header announces {num:,}: gzip cannot "
+                    "pack so much; fetch it again"
+                )
+            # To the end of the data, where gzip keeps its checksum.
+            return header + file.read(num + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: damaged or truncated gzip ({error}); fetch it again") from None
 
 
 class Cifar10Config(SplitConfig):

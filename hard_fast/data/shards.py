@@ -4,8 +4,10 @@ A shard is read header by header, over the data, once; the result is kept beside
 NAME.tar.index.json, which serves until the shard's size or time of change differs.
 """
 
+import hashlib
 import json
 import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -19,9 +21,12 @@ from hard_fast.runtime.files import write_atomic
 
 _log = logging.getLogger(__name__)
 
+_RANGE = re.compile(r"([0-9]{1,18})\.\.([0-9]{1,18})")
 _NUM_THREADS = 8
 # Raise it whenever the meaning of an index changes, so that older ones are made anew.
-_VERSION = 1
+_VERSION = 2
+# Names that one pattern may stand for.
+_MOST_NAMES = 1_000_000
 
 
 class ShardIndex(NamedTuple):
@@ -48,7 +53,12 @@ def expand_braces(pattern: str) -> list[str]:
     """What a shell makes of {000..146} and {a,b}, several to a pattern, without looking at files.
 
     A range keeps the width of a start or an end that is padded with zeros.
+
+    Raises:  ValueError if they would be more than any set has.
     """
+    sizes = (_num_choices(group) for group in re.findall(r"\{([^{}]*)\}", pattern))
+    if math.prod(sizes) > _MOST_NAMES:
+        raise ValueError(f"{pattern!r}: stands for more than {_MOST_NAMES:,} names; name fewer")
     for group in re.finditer(r"\{([^{}]*)\}", pattern):
         choices = _choices(group[1])
         if choices is not None:
@@ -116,7 +126,7 @@ def read_index(path: Path) -> ShardIndex:
         index = _load(kept, stamp)
         if index is None:
             index = _build(path)
-            _keep(kept, {"stamp": stamp, **index._asdict()})
+            _keep(kept, {"stamp": stamp, "sha256": _checksum(index), **index._asdict()})
         return index
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
@@ -164,9 +174,15 @@ def _load(path: Path, stamp: list[int]) -> ShardIndex | None:
     """The kept index, if it is whole and was made from the shard as it is now."""
     try:
         tree = json.loads(path.read_bytes())
-        return ShardIndex(**tree) if tree.pop("stamp") == stamp else None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        kept_stamp, checksum = tree.pop("stamp"), tree.pop("sha256")
+        index = ShardIndex(**tree)
+        return index if (kept_stamp, checksum) == (stamp, _checksum(index)) else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
+
+
+def _checksum(index: ShardIndex) -> str:
+    return hashlib.sha256(json.dumps(index).encode()).hexdigest()
 
 
 def _keep(path: Path, tree: dict) -> None:
@@ -177,11 +193,17 @@ def _keep(path: Path, tree: dict) -> None:
         _log.info("%s: the index is not kept (%s)", path, error.strerror)
 
 
+def _num_choices(group: str) -> int:
+    """How many names one brace group stands for, without making them."""
+    found = _RANGE.fullmatch(group)
+    return abs(int(found[1]) - int(found[2])) + 1 if found else group.count(",") + 1
+
+
 def _choices(group: str) -> list[str] | None:
     """What one brace group stands for; None if it is plain text."""
     if "," in group:
         return group.split(",")
-    found = re.fullmatch(r"(\d+)\.\.(\d+)", group)
+    found = _RANGE.fullmatch(group)
     if found is None:
         return None
     first, last = int(found[1]), int(found[2])

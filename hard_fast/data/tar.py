@@ -1,6 +1,7 @@
 """The members of a plain tar, found by reading its headers and seeking over the data."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -8,6 +9,9 @@ from typing import NamedTuple
 _BLOCK = 512
 # Links, devices and folders: whatever their header says, no data follow.
 _NO_DATA = b"123456"
+# Of a long name or a pax header; real ones have some hundred.
+_MOST_BYTES = 1 << 20
+_LENGTH = re.compile(rb"\d{1,9} ")
 
 
 class Member(NamedTuple):
@@ -60,6 +64,8 @@ def _members(handle: int, num_total: int, path: Path) -> Iterator[Member]:
         if offset + num_bytes > num_total:
             raise _CutError
         if kind in b"xL":
+            if num_bytes > _MOST_BYTES:
+                raise _CutError
             payload = os.pread(handle, num_bytes, offset)
             if kind == b"L":
                 name = _text(payload.rstrip(b"\0"))
@@ -89,10 +95,10 @@ def _number(field: bytes) -> int:
     """A number of a header: octal digits or, where the first bit is set, base 256."""
     if field[0] & 0x80:
         return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
-    try:
-        return int(field.strip(b" \0") or b"0", 8)
-    except ValueError:
-        raise _CutError from None
+    # Not all that int() takes: a size below zero would lead back to the same header for ever.
+    if not re.fullmatch(rb"[0-7]*", digits := field.strip(b" \0")):
+        raise _CutError
+    return int(digits or b"0", 8)
 
 
 def _header_name(header: bytes) -> str:
@@ -109,16 +115,16 @@ def _text(name: bytes) -> str:
 
 def _pax_fields(payload: bytes) -> dict[str, str]:
     """The records "LENGTH key=value\\n" of a pax header; what is damaged raises _CutError."""
-    fields = {}
-    while payload.strip(b"\0"):
-        digits, _, _ = payload.partition(b" ")
-        is_length = digits.isdigit() and len(digits) <= 9
-        if not is_length or not len(digits) < int(digits) <= len(payload):
+    fields, start, payload = {}, 0, payload.rstrip(b"\0")
+    while start < len(payload):
+        length = _LENGTH.match(payload, start)
+        end = start + int(length[0]) if length else 0
+        if not (length and length.end() <= end <= len(payload)):
             raise _CutError
-        record, payload = payload[len(digits) + 1 : int(digits) - 1], payload[int(digits) :]
+        record, start = payload[length.end() : end - 1], end
         key, _, value = record.partition(b"=")
         fields[_text(key)] = _text(value)
-    if "size" in fields and not fields["size"].isdecimal():
+    if "size" in fields and not re.fullmatch(r"[0-9]{1,18}", fields["size"]):
         raise _CutError
     return fields
 

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from hard_fast.runtime.messages import printable
+
 CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "configs"
 COMMAND_LINE = "command line"
 _IDENTITY_KEYS = ("kind", "name")
@@ -106,11 +108,13 @@ def parse(model: type[AnyConfig], source: Source) -> AnyConfig:
 
     Raises:  ConfigError: one line for the first mistake, with the nearest valid name.
     """
+    if (large := _first_too_large(source.tree)) is not None:
+        raise ConfigError(printable(f"{_origin(source, large)}: {large}: out of range"))
     try:
         # JSON mode is strict about scalars, yet takes a list for a tuple as TOML writes it.
         return model.model_validate_json(json.dumps(source.tree, default=str))
     except ValidationError as error:
-        raise ConfigError(_one_line(model, source, error.errors()[0])) from None
+        raise ConfigError(printable(_one_line(model, source, error.errors()[0]))) from None
 
 
 def dump(tree: Mapping[str, Any]) -> str:
@@ -129,8 +133,8 @@ def fingerprint(tree: Mapping[str, Any]) -> str:
 def _load(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(printable(f"{path}: not valid TOML: {error}")) from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
 
@@ -142,7 +146,7 @@ def _set(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"{override!r}: an override looks like section.key=value")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text
     for part in parts[:-1]:
         tree = tree.setdefault(part, {})
@@ -157,6 +161,17 @@ def dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
         yield f"{prefix}{key}"
         if isinstance(value, Mapping):
             yield from dotted(value, f"{prefix}{key}.")
+
+
+def _first_too_large(value: Any, key: str = "") -> str | None:
+    """The key of the first number that is not finite, or whole and more than 64 bits hold."""
+    if isinstance(value, (int, float)):
+        return None if abs(value) < (2**63 if isinstance(value, int) else float("inf")) else key
+    pairs = value.items() if isinstance(value, Mapping) else ()
+    if isinstance(value, list):
+        pairs = ((None, item) for item in value)
+    found = (_first_too_large(v, key if k is None else f"{key}.{k}".strip(".")) for k, v in pairs)
+    return next((name for name in found if name is not None), None)
 
 
 def _one_line(model: type[BaseModel], source: Source, error: Mapping[str, Any]) -> str:
@@ -280,8 +295,6 @@ def _value(value: Any) -> str:
         return f"{{{inner}}}"
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(_value(item) for item in value)}]"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (int, float)):
-        return repr(value)
+    if isinstance(value, (bool, int, float)):
+        return repr(value).lower()
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

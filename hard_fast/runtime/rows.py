@@ -26,8 +26,3 @@ def as_json(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: as_json(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def is_finite(row: dict[str, Any]) -> bool:
-    """Whether every number of a row is finite."""
-    return as_json(row) == row

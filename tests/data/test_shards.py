@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from hard_fast.data.shards import expand_braces, find_shards, read_index, read_indices
+from hard_fast.data.shards import _checksum, expand_braces, find_shards, read_index, read_indices
 
 
 @pytest.mark.parametrize(
@@ -108,15 +108,28 @@ def test_an_index_is_kept_until_the_shard_changes(tmp_path, write_shard):
     path = write_shard(tmp_path / "0.tar", [1, 2])
     fresh, kept = read_index(path), tmp_path / "0.tar.index.json"
     tree = json.loads(kept.read_text())
-    kept.write_text(json.dumps(tree | {"label": [7, 7]}))
+    # What was changed with its checksum is believed, so it is the kept index that is read.
+    other = fresh._replace(label=[7, 7])
+    kept.write_text(json.dumps(tree | {"label": [7, 7], "sha256": _checksum(other)}))
     assert read_index(path).label == [7, 7]
+    kept.write_text(json.dumps(tree | {"label": [7, 7]}))
+    assert read_index(path).label == [1, 2]
+    kept.write_text(json.dumps(tree | {"label": [7, 7], "sha256": _checksum(other)}))
     os.utime(path, ns=(0, 0))
     assert read_index(path) == fresh
     write_shard(path, [3])
     assert read_index(path).label == [3]
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", "{}", '{"stamp": 1, "names": []}'])
+@pytest.mark.parametrize("pattern", ["{0..1000000}", "{0..999}{0..999}{a,b}"])
+def test_a_pattern_of_too_many_names_is_refused(pattern):
+    with pytest.raises(ValueError, match="more than 1,000,000 names"):
+        expand_braces(pattern)
+
+
+@pytest.mark.parametrize(
+    "damage", ["", "{", "[]", "{}", '{"stamp": 1, "names": []}', "[" * 100_000]
+)
 def test_a_damaged_index_is_made_anew(tmp_path, write_shard, damage):
     path = write_shard(tmp_path / "0.tar", [1, 2])
     fresh = read_index(path)

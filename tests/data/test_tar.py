@@ -110,3 +110,27 @@ def test_a_compressed_tar_is_refused(tmp_path):
         tar.addfile(tarfile.TarInfo("0.jpg"))
     with pytest.raises(ValueError, match=r"a\.tar: a compressed tar; unpack it"):
         list(read_members(tmp_path / "a.tar"))
+
+
+@pytest.mark.parametrize(
+    "size", [b"-0000001000\0", b"+0000000005\0", b"0000_000005\0", b"00000000009\0"]
+)
+def test_a_size_that_is_no_octal_number_ends_the_tar(tmp_path, write_tar, size):
+    path = write_tar(tmp_path / "a.tar", [("0.jpg", b"x")])
+    raw = bytearray(path.read_bytes())
+    raw[124:136] = size
+    raw[148:156] = b" " * 8
+    raw[148:156] = b"%06o\0 " % sum(raw[:512])
+    path.write_bytes(raw)
+    assert list(read_members(path)) == [None]
+
+
+def test_a_pax_header_with_a_number_of_thousands_of_digits_ends_the_tar(tmp_path, write_tar):
+    path = write_tar(tmp_path / "a.tar", [("\N{SNOWMAN}.jpg", b"x")], tarfile.PAX_FORMAT)
+    raw = bytearray(path.read_bytes())
+    record = b"5013 size=" + b"9" * 5002 + b"\n"
+    raw[124:136] = b"%011o\0" % len(record)
+    raw[148:156] = b" " * 8
+    raw[148:156] = b"%06o\0 " % sum(raw[:512])
+    path.write_bytes(raw[:512] + record.ljust(5120, b"\0") + raw[1024:])
+    assert list(read_members(path)) == [None]

@@ -1,6 +1,8 @@
+from pathlib import Path
+
 import pytest
 
-from hard_fast.runtime.files import write_atomic
+from hard_fast.runtime.files import named, write_atomic
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
@@ -23,3 +25,12 @@ def test_bytes_and_text_are_written_and_replaced(tmp_path):
     assert write_atomic(path, "text") == path
     assert path.read_text() == "text"
     assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_what_the_system_refuses_is_told_with_the_name_of_the_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError) as caught:
+        write_atomic(tmp_path / "file" / "a", "x")
+    assert caught.value.filename == str(tmp_path / "file" / "a")
+    with pytest.raises(FileNotFoundError, match="run/log"), named(Path("run/log")):
+        raise FileNotFoundError(2, "No such file or directory")
