@@ -99,12 +99,13 @@ class AugmentorBank:
         return {"entries": numbers, "checksums": checksums, "num_seen": self._num_seen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Read the entries of a saved state from their files.
+        """Read the entries of a saved state, or of a list of numbers alone, from their files.
 
         Raises:  ValueError that names a file which is missing or damaged.
         """
         self._num_seen = state["num_seen"]
-        self._checksums = dict(zip(state["entries"], state["checksums"], strict=True))
+        known = state["checksums"] if "checksums" in state else ()
+        self._checksums = dict(zip(state["entries"], known, strict=False))
         self._entries = [(number, self._read(number)) for number in state["entries"]]
 
     def _read(self, number: int) -> dict[str, Tensor]:
@@ -112,7 +113,7 @@ class AugmentorBank:
         try:
             payload = path.read_bytes()
             # safetensors sees that a file is cut, not that numbers in it have changed.
-            if _checksum(payload) != self._checksums[number]:
+            if self._checksums.setdefault(number, _checksum(payload)) != _checksum(payload):
                 raise SafetensorError("damaged: its checksum differs")
             return {name: tensor.to(device) for name, tensor in load(payload).items()}
         except (OSError, SafetensorError) as error:
