@@ -1,6 +1,7 @@
 """What every test shares: where real data are, one thread, and a run that takes a second."""
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--tries", type=int, default=4, help="runs to kill; the campaign has 50")
     parser.addoption("--cases", type=int, default=500, help="bad inputs; the campaign has 100000")
     parser.addoption("--real-data", default=None, help="folder with mnist/, cifar10/ and weights/")
+
+
+def pytest_configure() -> None:
+    # A shell starts what shall run in its background with ctrl-C ignored, as would all below it.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,6 +1,5 @@
 import signal
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -22,15 +21,6 @@ def test_the_first_signal_is_noted_and_names_the_exit_code(number, code):
     assert stopped.value.code == code and signal.getsignal(number) is before
 
 
-@pytest.fixture
-def _ctrl_c() -> Iterator[None]:
-    # A shell starts what shall run in its background with ctrl-C ignored.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("_ctrl_c")
 def test_a_second_ctrl_c_acts_as_ever_and_a_new_run_starts_with_none_noted():
     with signals.noted():
         signal.raise_signal(signal.SIGTERM)
