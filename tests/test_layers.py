@@ -25,7 +25,7 @@ LEVELS = {
     "hard_fast.evals.scores": 3,
     "hard_fast.evals.robustness": 7,
     "hard_fast.evals.sharpness": 8,
-    "hard_fast.evals.watermark": 7,
+    "hard_fast.evals.watermark": 8,
     "hard_fast.evals.subject": 6,
     "hard_fast.evals.contenders": 6,
     "hard_fast.step": 4,

@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -155,7 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def report(
-    options: argparse.Namespace, measure: Callable[[argparse.Namespace, World], dict[str, float]]
+    options: argparse.Namespace, measure: Callable[[argparse.Namespace, World], dict[str, Any]]
 ) -> int:
     """Print what `measure` finds as JSON, and write it where asked; the exit code."""
     try:

@@ -6,9 +6,7 @@ B images, C channels, H rows, W columns, K classes, N samples, F frequencies, D 
 """
 
 import argparse
-import json
 import math
-import sys
 from pathlib import Path
 
 import torch
@@ -19,13 +17,13 @@ from hard_fast.config import RunConfig
 from hard_fast.data import load_data
 from hard_fast.data.arrays import EvalPart
 from hard_fast.evals.own import load_own, one_part, open_with_own
+from hard_fast.evals.robustness import report
 from hard_fast.evals.subject import Subject, open_model, open_run
 from hard_fast.models.watermark import draw_directions
 from hard_fast.runtime import dist
 from hard_fast.runtime.arguments import at_least
 from hard_fast.runtime.configfile import parse, read
 from hard_fast.runtime.dist import World
-from hard_fast.runtime.files import write_atomic
 from hard_fast.smoke import shrink
 
 DETECTED_BELOW = 0.01
@@ -137,20 +135,7 @@ def detect(
 
 def main(arguments: list[str] | None = None) -> int:
     """Print what was found as JSON; the exit code is 0, or 2 after a line about a mistake."""
-    options = _parser().parse_intermixed_args(arguments)
-    try:
-        world = dist.join(options.device)
-        found = measure(options, world)
-    except (ValueError, OSError) as error:
-        print(f"error{dist.who()}: {error}", file=sys.stderr)
-        return 2
-    finally:
-        dist.leave()
-    text = json.dumps(found, indent=2) + "\n"
-    print(text, end="")
-    if options.json is not None:
-        write_atomic(options.json, text)
-    return 0
+    return report(_parser().parse_intermixed_args(arguments), measure)
 
 
 def measure(options: argparse.Namespace, world: World) -> dict[str, float | int | bool]:

@@ -210,7 +210,8 @@ def strike(case: Case, process: subprocess.Popen, run_dir: Path) -> int:
         since, last = time.monotonic(), last_step(run_dir)
         os.kill(pid, case.signal)
     except ProcessLookupError:
-        process.wait(timeout=120)
+        # Nor did it end by itself for another reason.
+        assert process.wait(timeout=120) == 0
         pytest.skip("the run was over before its time")
     code = process.wait(timeout=120)
     took = time.monotonic() - since

@@ -21,15 +21,20 @@ def test_the_first_signal_is_noted_and_names_the_exit_code(number, code):
     assert stopped.value.code == code and signal.getsignal(number) is before
 
 
-def test_a_second_ctrl_c_acts_as_ever_and_a_new_run_starts_with_none_noted():
-    with signals.noted():
-        signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGTERM)
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-        assert signals.asked() == signal.SIGTERM
-    with signals.noted():
-        assert signals.asked() == 0
+def test_after_the_first_signal_ctrl_c_acts_as_ever_and_another_sigterm_does_nothing():
+    came = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    try:
+        with signals.noted():
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            assert signals.asked() == signal.SIGTERM and not came
+        with signals.noted():
+            assert signals.asked() == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_elsewhere_than_in_the_main_thread_nothing_is_installed():
