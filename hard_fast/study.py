@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 from rich.console import Console
 
 from hard_fast.config import RunConfig
+from hard_fast.report.convergence import reached, reached_table
 from hard_fast.report.page import write_study_report
 from hard_fast.report.record import read_json
 from hard_fast.report.table import row_statistics, study_table
@@ -62,6 +63,8 @@ class StudyConfig(Config):
     """Final metrics of a run that become columns."""
     jobs: int = Field(default=1, ge=1)
     """Runs at a time; each gets an equal share of the machine's threads."""
+    reach: str | None = None
+    """A row: how many epochs and seconds all rows need to be as good as it is in the end."""
     paper: dict[str, dict[str, float]] = {}
     """Published numbers: row, metric, value."""
 
@@ -83,6 +86,8 @@ class _Study(Config):
                 raise ValueError(f"rows.{name}.teacher_classes: there is no teacher_row; remove it")
         for name in self.study.paper.keys() - self.rows.keys():
             raise ValueError(f"study.paper.{name}: there is no such row")
+        if self.study.reach is not None and self.study.reach not in self.rows:
+            raise ValueError(f"study.reach = {self.study.reach!r}: there is no such row")
         return self
 
 
@@ -136,6 +141,8 @@ def main(arguments: list[str] | None = None) -> int:
         result = collect(study, runs, study_dir, time.monotonic() - started)
         write_atomic(study_dir / "study.json", json.dumps(as_json(result), indent=2) + "\n")
         Console().print(study_table(result))
+        if result["reached"]:
+            Console().print(reached_table(result))
         for failure in failures:
             console.print(f"failed: {failure}", markup=False, soft_wrap=True)
         if any(result["rows"].values()):
@@ -208,16 +215,20 @@ def collect(study: _Study, runs: list[_Run], study_dir: Path, seconds: float) ->
     """What study.json holds: statistics of the finished runs beside the paper's numbers."""
     finished = [run for run in runs if run.summary]
     metrics = {row: [r.summary["metrics"] for r in finished if r.row == row] for row in study.rows}
-    places = {
-        row: [str(run.run_dir.relative_to(study_dir)) for run in finished if run.row == row]
-        for row in study.rows
-    }
+    folders = {row: [run.run_dir for run in finished if run.row == row] for row in study.rows}
+    rows, reach = row_statistics(metrics, study.study.metrics), study.study.reach
+    levels = {name: found["mean"] for name, found in rows[reach].items()} if reach else {}
     return {
         "study": study.study.title,
-        "rows": row_statistics(metrics, study.study.metrics),
+        "rows": rows,
+        "reach": reach,
+        "reached": reached(folders, levels) if levels else {},
         "paper": study.study.paper,
         "metrics": study.study.metrics,
-        "runs": places,
+        "runs": {
+            row: [str(place.relative_to(study_dir)) for place in places]
+            for row, places in folders.items()
+        },
         "seconds": seconds,
         "run_seconds": sum(run.summary["timing"]["seconds"] for run in finished),
         "versions": versions(torch.device("cuda" if torch.cuda.is_available() else "cpu")),

@@ -20,6 +20,7 @@ def study(tiny_run, tmp_path):
             "title": "tiny",
             "seeds": [0, 1],
             "metrics": ["top1"],
+            "reach": "kd",
             "paper": {"hard": {"top1": 68.9}},
         },
         "rows": {
@@ -50,8 +51,11 @@ def test_a_study_runs_its_rows_once_and_tells_what_it_found(study, tmp_path, cap
     assert set(result["rows"]) == {"teacher", "kd", "hard"}
     found = result["rows"]["hard"]["top1"]
     assert found["n"] == 1 and found["sem"] == 0.0 and 0 <= found["mean"] <= 100
-    assert "68.9" in capsys.readouterr().out
-    assert "<html" in (study_dir / "report.html").read_text()
+    assert result["reached"]["kd"]["top1"]["num_there"] == 1
+    shown = capsys.readouterr().out
+    assert "68.9" in shown and "first as good as kd in the end" in shown
+    report = (study_dir / "report.html").read_text()
+    assert "<html" in report and "as good as kd&#39;s in the end" in report
     (teacher_dir,) = (study_dir / "teacher").iterdir()
     (kd_dir,) = (study_dir / "kd").iterdir()
     assert f"{teacher_dir}/student.safetensors" in (kd_dir / "config.toml").read_text()
@@ -113,6 +117,7 @@ def test_the_directory_of_a_run_follows_its_configuration(study, tmp_path):
         ({"rows": {"kd": {"teacher_classes": 3}}}, "teacher.num_classes: only a teacher may"),
         ({"study": {"job": 2}}, "did you mean 'jobs'"),
         ({"study": {"paper": {"hrad": {"top1": 1.0}}}}, "study.paper.hrad: there is no such row"),
+        ({"study": {"reach": "hrad"}}, "study.reach = 'hrad': there is no such row"),
         ({"rows": {"kd": {"run": {"seed": 3}}}}, "rows.kd.run.seed: is set by seeds"),
         ({"rows": {"kd": {"run": {"teacher": {"name": "mlp"}}}}}, "is set by teacher_row"),
         ({"seed": 3}, "a study has study.seeds"),

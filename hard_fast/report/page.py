@@ -173,6 +173,12 @@ def _study_facts(study: Mapping[str, Any], num_runs: int) -> list[Fact]:
         facts.append(Fact("Runs", count(num_runs)))
     if is_number(at(study, "seconds")):
         facts.append(Fact("Time", duration(study["seconds"])))
+    for row, found in (at(study, "reached") or {}).items():
+        for metric, when in found.items():
+            if row != study["reach"] and is_number(at(when, "seconds")):
+                name = f"{row}: {label(metric, False)} as good as {study['reach']}'s in the end"
+                text = f"epoch {when['epochs']:.3g}, {duration(when['seconds'])}"
+                facts.append(Fact(name, text))
     return facts
 
 
