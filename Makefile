@@ -5,7 +5,7 @@ REAL_DATA ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: quickstart test test-slow test-faults lint clean
+.PHONY: quickstart test test-slow test-faults bench lint clean
 
 quickstart: $(VENV)/installed
 	$(RUN) -m hard_fast.study --config quickstart
@@ -19,6 +19,11 @@ test-slow: $(VENV)/installed
 # Fifty runs killed at any moment, damaged disks, a hundred thousand bad inputs.
 test-faults: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/faults -m "" --tries 50 --cases 100000 $(if $(REAL_DATA),--real-data=$(REAL_DATA))
+
+# All benches, an hour or less; their rows, the tables and pictures that show them.
+bench: $(VENV)/installed
+	$(RUN) -m bench
+	$(RUN) -m bench.render
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

@@ -1,14 +1,17 @@
 """python -m bench.render [--check] [--rows FILE] [--readme FILE]
 
 Writes README's tables between their markers: speed and memory out of bench/results.jsonl, methods
-out of configs/. `--check` changes nothing and fails if a table is not that of its source.
+out of configs/; and beside the rows the pictures that RESULTS.md shows. `--check` changes nothing
+and fails if any of them is not that of its source.
 """
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
 from bench.methods import methods_table
+from bench.plot import Advantage, draw_advantages, numbers_in
 from bench.timing import IS_LOWER_BETTER, Row, newest, percentile, read_rows
 from hard_fast.runtime.configfile import CONFIG_FOLDER
 from hard_fast.runtime.files import write_atomic
@@ -35,18 +38,12 @@ WORDS = {
 
 def performance_table(rows: list[Row]) -> str:
     """Markdown: a table per device and number of threads, ours beside the best peer."""
-    rows = [row for row in newest(rows) if row["unit"] in IS_LOWER_BETTER]
-    places: dict[tuple[str, int], list[Row]] = {}
-    for row in rows:
-        places.setdefault((row["device"], row["threads"]), []).append(row)
     tables = []
-    for (device, threads), found in places.items():
+    for where, found in _places(rows).items():
         lines = _lines(found)
         if not lines:
             continue
         versions, commits = (", ".join(sorted({row[k] for row in found})) for k in _ORIGIN)
-        is_cpu = not any("power_cap_w" in row for row in found)
-        where = f"{device}, {threads} thread{'s' * (threads > 1)}" if is_cpu else device
         head = [
             f"{where}; torch {versions}; commit {commits}:",
             "",
@@ -55,6 +52,45 @@ def performance_table(rows: list[Row]) -> str:
         ]
         tables.append("\n".join([*head, *lines]))
     return "\n\n".join(tables)
+
+
+def pictures(rows: list[Row]) -> dict[str, str]:
+    """SVG texts by the names of their files: how much faster than the best peer, per place."""
+    found = {}
+    for where, there in _places(rows).items():
+        groups: dict[str, list[Row]] = {}
+        for row in there:
+            if row["unit"] == "cpu_ms":
+                continue
+            groups.setdefault(_line_of(row), []).append(row)
+        advantages = [Advantage(what, _ratios(group)) for what, group in groups.items()]
+        advantages = [advantage for advantage in advantages if advantage.ratios]
+        if advantages:
+            name = re.sub("[^a-z0-9]+", "_", where.lower()).strip("_")
+            found[f"speed_{name}.svg"] = draw_advantages(where, advantages)
+    return found
+
+
+def _places(rows: list[Row]) -> dict[str, list[Row]]:
+    """The newest rows whose unit has a better direction, by where they were measured."""
+    places: dict[str, list[Row]] = {}
+    for row in newest(rows):
+        if row["unit"] in IS_LOWER_BETTER:
+            threads = row["threads"]
+            where = f"{row['device']}, {threads} thread{'s' * (threads > 1)}"
+            is_gpu = "power_cap_w" in row
+            places.setdefault(row["device"] if is_gpu else where, []).append(row)
+    return places
+
+
+def _line_of(row: Row) -> str:
+    """Which line of a picture a row belongs to: a whole bench, or one measurement."""
+    if row["bench"] in SUMMED:
+        # Of corruptions the size of the pictures, which is the end of a case, makes the difference.
+        part = " ".join(row["case"].split()[-2:]) if row["bench"] == "evaluate" else row["metric"]
+        return f"{SUMMED[row['bench']][0].partition(',')[0]}, {part}"
+    words = WORDS.get(row["metric"], row["metric"])
+    return f"{row['case']}: {words}, {row['unit']}"
 
 
 def fill(text: str, name: str, table: str) -> str:
@@ -80,8 +116,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         text = options.readme.read_text(encoding="utf-8")
+        rows = read_rows(options.rows)
         filled = fill(text, "methods", methods_table(CONFIG_FOLDER))
-        filled = fill(filled, "performance", performance_table(read_rows(options.rows)))
+        filled = fill(filled, "performance", performance_table(rows))
     except OSError as error:
         print(f"error: {options.readme}: cannot be read: {error.strerror}", file=sys.stderr)
         return 2
@@ -89,17 +126,36 @@ def main(arguments: list[str] | None = None) -> int:
         is_readme = str(error).startswith("lacks")
         print(f"error: {f'{options.readme} ' * is_readme}{error}", file=sys.stderr)
         return 2
-    if filled == text:
+    folder = options.rows.parent
+    wanted = {options.readme: filled}
+    wanted |= {folder / name: page for name, page in pictures(rows).items()}
+    stale = [path for path, page in wanted.items() if not _holds(path, page)]
+    stale += [path for path in folder.glob("speed_*.svg") if path not in wanted]
+    if not stale:
         return 0
     if options.check:
         print(
-            f"{options.readme}: its tables are not those of {options.rows.name} and configs/; run "
+            f"{', '.join(map(str, stale))}: not what {options.rows.name} and configs/ give; run "
             "python -m bench.render",
             file=sys.stderr,
         )
         return 1
-    write_atomic(options.readme, filled)
+    for path in stale:
+        if path in wanted:
+            write_atomic(path, wanted[path])
+        else:
+            path.unlink()
     return 0
+
+
+def _holds(path: Path, page: str) -> bool:
+    """Whether the file is there and says so; of a picture its numbers count."""
+    if not path.is_file():
+        return False
+    found = path.read_text(encoding="utf-8")
+    if path.suffix == ".svg":
+        return numbers_in(found) == numbers_in(page)
+    return found == page
 
 
 def _lines(rows: list[Row]) -> list[str]:
@@ -143,18 +199,24 @@ def _optimizer_lines(rows: list[Row]) -> list[str]:
 
 def _summed_line(rows: list[Row], what: str, unit: str) -> list[str]:
     """One line for all cases of a bench: how many times as good as the best peer ours is."""
-    groups: dict[tuple[str, str], list[Row]] = {}
+    found = _ratios(rows)
+    if not found:
+        return []
+    span = f"{min(found):.1f} to {max(found):.1f}, median {percentile(found, 50):.1f}"
+    return [f"| {what}, {len(found)} cases | {unit} | | | {span} |"]
+
+
+def _ratios(rows: list[Row]) -> list[float]:
+    """Of each measurement among them that has a peer, how many times as good ours is."""
+    groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row["case"], row["metric"]), []).append(row)
+        groups.setdefault((row["case"], row["metric"], row["unit"]), []).append(row)
     found = []
     for group in groups.values():
         best, ours = _best_peer(group), [row for row in group if row["impl"] == OURS]
         if best is not None and ours:
             found.append(_advantage(ours[0], best))
-    if not found:
-        return []
-    span = f"{min(found):.1f} to {max(found):.1f}, median {percentile(found, 50):.1f}"
-    return [f"| {what}, {len(found)} cases | {unit} | | | {span} |"]
+    return found
 
 
 def _best_peer(rows: list[Row]) -> Row | None:
