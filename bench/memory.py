@@ -8,7 +8,6 @@ import gc
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,6 @@ import timm
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from bench.goals import Goal
 from bench.timing import Row, Setting, command_line, make_row, note, prepare, write_rows
@@ -32,6 +29,7 @@ from bench.trainers import (
     run_tree,
 )
 from hard_fast.optim.build import OptimConfig, build_optimizer
+from hard_fast.runtime.memory import peak_bytes, saved_bytes, state_bytes, storage_bytes
 from hard_fast.trainer import Trainer
 from hard_fast.types import Batch, Phase
 
@@ -52,11 +50,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of an optimizer's state, memory that several parameters share counted once."""
-    return _count_storages(_tensors_in(list(optimizer.state.values())))
-
-
 def measure_optimizers(names: list[str], setting: Setting) -> list[Row]:
     """Bytes of state per parameter after one step of each optimizer."""
     rows = []
@@ -74,35 +67,6 @@ def measure_optimizers(names: list[str], setting: Setting) -> list[Row]:
             where = ("memory", case, "hard_fast", PER_PARAMETER, "bytes")
             rows.append(make_row(*where, [per_parameter], setting))
     return rows
-
-
-def saved_bytes(make_loss: Callable[[], Tensor], network: nn.Module) -> int:
-    """Bytes that a loss keeps for its backward pass, each storage once, the network's own left out.
-
-    They are the part of a step's memory that grows with the batch.
-    """
-    own = {_address(tensor) for tensor in (*network.parameters(), *network.buffers())}
-    kept: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        if _address(tensor) not in own:
-            kept.append(tensor)
-        return tensor
-
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = make_loss()
-    assert loss.requires_grad
-    return _count_storages(kept)
-
-
-def peak_bytes(trainer: Trainer, device: torch.device) -> int:
-    """Most memory that PyTorch has given out during a step, after one to warm up."""
-    trainer.train_step()
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    trainer.train_step()
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device)
 
 
 def measure_steps(pair: Pair, networks: Networks, setting: Setting, mode: str) -> list[Row]:
@@ -125,7 +89,7 @@ def measure_steps(pair: Pair, networks: Networks, setting: Setting, mode: str) -
             tree = run_tree(pair, kind, networks, setting.device, **changes)
             trainer = build_trainer(tree, kind, batch)
             found[f"{pair.name}: {kind}"] = _step_memory(trainer, kind, batch, setting.device)
-            weights = _count_storages(trainer.teacher.state_dict().values())
+            weights = storage_bytes(trainer.teacher.state_dict())
             del trainer
         if "checkpointed" not in option:
             found[pair.teacher] = {"weights": weights}
@@ -194,28 +158,11 @@ def _step_memory(trainer: Trainer, kind: str, batch: Batch, device: torch.device
         kept = saved_bytes(lambda: phase_loss(trainer, kind, batch), trainer.net)
         return {"saved_for_backward": kept}
     try:
-        return {"peak_memory": peak_bytes(trainer, device)}
+        trainer.train_step()
+        return {"peak_memory": peak_bytes(trainer.train_step, device)}
     except torch.cuda.OutOfMemoryError:
         note(f"{kind}: left out, its step does not fit")
         return {}
-
-
-def _tensors_in(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        yield from _tensors_in(list(value.values()))
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors_in(item)
-
-
-def _count_storages(tensors: Iterable[Tensor]) -> int:
-    return sum({_address(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
-
-
-def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
 
 
 if __name__ == "__main__":

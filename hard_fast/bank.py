@@ -28,7 +28,8 @@ class AugmentorBank:
 
     Beyond `capacity` a new entry replaces a random one (reservoir sampling), so memory is bounded
     and every augmentor of the run had the same chance to stay. Each entry is written once, to a
-    file of its own that later saves never touch.
+    file of its own that later saves never touch; when it is replaced, the file stays until `keep`
+    says that no checkpoint needs it.
 
     Args:    augmentor: the learner, as yet untouched; an entry holds its trainable parameters.
              folder: where entries live; written by rank 0, read by all.
@@ -92,11 +93,25 @@ class AugmentorBank:
         else:
             self.draw_into(self._augmentor, step)
 
+    @property
+    def numbers(self) -> list[int]:
+        """Of the entries kept, in their places."""
+        return [number for number, _ in self._entries]
+
+    def keep(self, numbers: set[int]) -> None:
+        """Remove the files of other entries; not the first, the untouched one, for the report."""
+        kept = {self._path(number) for number in numbers | {0}}
+        for path in self._folder.glob("entry_*.safetensors"):
+            if path not in kept:
+                path.unlink(missing_ok=True)
+        # What a kill left behind of files that were never whole.
+        for torn in self._folder.glob(".entry_*"):
+            torn.unlink(missing_ok=True)
+
     def state_dict(self) -> dict[str, Any]:
         """Numbers and checksums of the entries kept, in their places; how many were ever saved."""
-        numbers = [number for number, _ in self._entries]
-        checksums = [self._checksums[number] for number in numbers]
-        return {"entries": numbers, "checksums": checksums, "num_seen": self._num_seen}
+        checksums = [self._checksums[number] for number in self.numbers]
+        return {"entries": self.numbers, "checksums": checksums, "num_seen": self._num_seen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Read the entries of a saved state, or of a list of numbers alone, from their files.

@@ -41,17 +41,28 @@ class Stateful(Protocol):
         """Continue from them."""
 
 
+class Entries(Protocol):
+    """Numbered files beside the checkpoints, which name them instead of holding them: the bank."""
+
+    @property
+    def numbers(self) -> list[int]:
+        """Of the files that a checkpoint made now needs."""
+
+    def keep(self, numbers: set[int]) -> None:
+        """Remove the files that no checkpoint needs: all but these."""
+
+
 class Checkpointer:
     """Saves named parts together and loads the newest checkpoint that is whole.
 
     A checkpoint is `step_N.pt` beside `step_N.json`, which holds its size and SHA-256 and is
     written last: without a matching note the file is not a checkpoint. None is removed before
     enough newer ones have been read back. Files are loaded with `weights_only`, so they cannot
-    run code.
+    run code. Each of `entries` goes with the last checkpoint that names it.
     """
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
-        self._folder, self._keep = folder, keep
+    def __init__(self, folder: Path, keep: int = 2, entries: Entries | None = None) -> None:
+        self._folder, self._keep, self._entries = folder, keep, entries
 
     def save(self, step: int, parts: Mapping[str, Stateful]) -> Path:
         """Write the state of all parts after `step` steps, then forget the oldest checkpoints."""
@@ -60,12 +71,16 @@ class Checkpointer:
         payload = buffer.getvalue()
         path = self._path(step)
         note = {"step": step, "size": len(payload), "sha256": hashlib.sha256(payload).hexdigest()}
+        if self._entries is not None:
+            note["entries"] = self._entries.numbers
         if step in self.steps() and (before := self._digest(step)) is not None:
             # Saved again: until its successor is there, the file that is there stays good.
             write_atomic(path.with_suffix(".json"), json.dumps(note | {"before": before}))
         write_atomic(path, payload)
         write_atomic(path.with_suffix(".json"), json.dumps(note))
         self._forget()
+        if self._entries is not None:
+            self._release(self._entries)
         return path
 
     def _forget(self) -> None:
@@ -74,11 +89,22 @@ class Checkpointer:
         kept = list(itertools.islice(whole, self._keep))
         for old in self.steps():
             if len(kept) == self._keep and old < kept[-1]:
-                self._path(old).with_suffix(".json").unlink(missing_ok=True)
+                # Its note last: a kill in between leaves what the next call still finds.
                 self._path(old).unlink(missing_ok=True)
+                self._path(old).with_suffix(".json").unlink(missing_ok=True)
         # What a kill left behind of files that were never whole.
         for torn in self._folder.glob(".step_*"):
             torn.unlink(missing_ok=True)
+
+    def _release(self, entries: Entries) -> None:
+        """Remove the entries that no checkpoint on disk names, be it whole or not."""
+        notes = [self._path(step).with_suffix(".json") for step in self.steps()]
+        try:
+            named = {number for note in notes for number in json.loads(note.read_text())["entries"]}
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            # Torn, or of an earlier version: what it needs is not known.
+            return
+        entries.keep(named)
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, newest first."""
@@ -112,21 +138,7 @@ class Checkpointer:
                 f"{path}: damaged or missing; restore it from a copy, or start anew with --resume "
                 "never"
             )
-        state = load_plain(path, path, device)
-        saved = state.keys() if isinstance(state, dict) else set()
-        if saved != parts.keys():
-            differing = ", ".join(sorted(map(str, saved ^ parts.keys())))
-            raise ValueError(f"{path}: saved with other parts than this run has ({differing})")
-        for name, part in parts.items():
-            try:
-                part.load_state_dict(state[name])
-            except ValueError:
-                raise
-            except Exception as error:
-                raise ValueError(
-                    f"{path}: its {name} does not fit this run ({printable(str(error))}); was it "
-                    "saved by another version?"
-                ) from error
+        restore(load_plain(path, path, device), parts, path)
 
     def _path(self, step: int) -> Path:
         return self._folder / f"step_{step:09d}.pt"
@@ -146,6 +158,28 @@ class Checkpointer:
             return found
         _log.warning("%s: skipped, it is torn or damaged (checksum differs)", path)
         return None
+
+
+def restore(state: Any, parts: Mapping[str, Stateful], place: object) -> None:
+    """Set every part to what a state holds of it.
+
+    Args:    place: where the state is from, for a person.
+    Raises:  ValueError, one line, if it was saved with other parts.
+    """
+    saved = state.keys() if isinstance(state, dict) else set()
+    if saved != parts.keys():
+        differing = ", ".join(sorted(map(str, saved ^ parts.keys())))
+        raise ValueError(f"{place}: saved with other parts than this run has ({differing})")
+    for name, part in parts.items():
+        try:
+            part.load_state_dict(state[name])
+        except ValueError:
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"{place}: its {name} does not fit this run ({printable(str(error))}); was it "
+                "saved by another version?"
+            ) from error
 
 
 class BestWeights:

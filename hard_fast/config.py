@@ -1,7 +1,5 @@
 """RunConfig: the components' configurations in one, and the checks that cross them."""
 
-from typing import Literal
-
 from pydantic import Field, model_validator
 
 from hard_fast.augment import AugmentorConfig, generates, learns, mixes
@@ -13,53 +11,21 @@ from hard_fast.evals.published import paper_row
 from hard_fast.evals.runner import Answer
 from hard_fast.evals.surveyor import EvaluationConfig
 from hard_fast.guard import GuardConfig
-from hard_fast.models.zoo import NetworkConfig
+from hard_fast.models.zoo import NetworkConfig, TeacherConfig, members_of
 from hard_fast.objectives import ObjectiveConfig, check_reaches_all, compares_answers
 from hard_fast.optim.averaging import AverageConfig, check_tail
 from hard_fast.optim.build import OptimConfig
 from hard_fast.optim.schedule import ConstantRateConfig
 from hard_fast.phases import JointConfig, ScheduleConfig, StudentOnlyConfig, ThresholdConfig
-from hard_fast.runtime.compile import CompileConfig, Precision
+from hard_fast.runtime.compile import CompileConfig
 from hard_fast.runtime.configfile import Config, fingerprint
 from hard_fast.runtime.dist import DistributedConfig
+from hard_fast.train_config import TrainConfig
 
 # Objectives with a loss for the augmentor's own phases.
 _AUGMENTOR_LOSSES = ("hard", "dafl", "cudfkd", "tst")
 # Objectives that teach without a teacher.
 _TEACHERLESS = ("ce", "vae", "byot", "sd_dropout", "cosub")
-
-
-class TrainConfig(Config):
-    """How long, how much at once, how fast, and what is told on the way."""
-
-    epochs: float | None = Field(default=None, gt=0.0)
-    """Length of the run; exactly one of epochs and steps."""
-    steps: int | None = Field(default=None, ge=1)
-    batch_size: int = Field(default=256, ge=1)
-    """Images per step over all processes together."""
-    augmentor_batch_size: int | None = Field(default=None, ge=1)
-    """Images per step in phases of the augmentor's own, the first of each process; None: all."""
-    accumulate: int = Field(default=1, ge=1)
-    """Passes that a process cuts its images into, one after the other: the same update in less
-    memory, but for what looks at a pass as a whole: BatchNorm, dropout, means over labels."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Precision = "auto"
-    """Of the networks' arithmetic; weights are fp32. auto: bf16 on a GPU that has it, else fp32.
-    fp16 scales the loss. Losses are fp32 always. A teacher may have a precision of its own."""
-    log_every: int = Field(default=50, ge=1)
-    """Steps between training rows."""
-    eval_every_epochs: float = Field(default=1.0, gt=0.0)
-    select: Literal["last", "best"] = "last"
-    """Which weights are the result: the last, or the best on the validation split."""
-    gallery: bool = True
-    """Keep a picture of original and augmented images at each evaluation."""
-    tensorboard: bool = True
-
-    @model_validator(mode="after")
-    def _has_one_length(self) -> "TrainConfig":
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give exactly one of train.epochs and train.steps")
-        return self
 
 
 class RunConfig(Config):
@@ -72,7 +38,7 @@ class RunConfig(Config):
     """Shrink the run to three steps of small networks on synthetic data."""
     data: DataConfig
     student: NetworkConfig
-    teacher: NetworkConfig | None = None
+    teacher: TeacherConfig | None = None
     augmentor: AugmentorConfig = IdentityConfig()
     objective: ObjectiveConfig
     schedule: ScheduleConfig = StudentOnlyConfig()
@@ -91,7 +57,7 @@ class RunConfig(Config):
     def fingerprint(self) -> str:
         """A hash that equal runs share, wherever they are stored, compiled or evaluated."""
         aside = dict.fromkeys(("run_dir", "compile", "evaluation", "guard"), True)
-        aside |= {"distributed": {"timeout_s"}, "checkpoint": {"keep"}}
+        aside |= {"distributed": {"timeout_s"}, "checkpoint": {"keep"}, "train": {"profile_steps"}}
         return fingerprint(self.model_dump(mode="json", exclude=aside))
 
     @property
@@ -120,6 +86,7 @@ class RunConfig(Config):
             _check_targets,
             _check_schedule,
             _check_validation,
+            _check_resolution,
             _check_networks,
             _check_average,
             _check_evaluation,
@@ -145,7 +112,7 @@ def _check_teacher(config: RunConfig) -> None:
             f"student.name = {config.student.name!r}, objective.kind = {kind!r}: student "
             "'tiny_vae' and objective 'vae' belong together"
         )
-    if config.teacher and config.teacher.name == "tiny_vae":
+    if any(one.name == "tiny_vae" for one in members_of(config.teacher)):
         raise ValueError("teacher.name = 'tiny_vae': it has no opinion on classes")
     if kind == "vae" and (config.student.mean or config.student.std):
         raise ValueError("student.mean, student.std: 'tiny_vae' makes the pixels it is given; omit")
@@ -254,24 +221,29 @@ def _check_validation(config: RunConfig) -> None:
         )
 
 
+def _check_resolution(config: RunConfig) -> None:
+    if config.train.resolution and (config.is_regression or generates(config.augmentor)):
+        raise ValueError("train.resolution: there are no pictures that could grow; remove it")
+
+
 def _check_networks(config: RunConfig) -> None:
-    teacher, is_fp16 = config.teacher, config.train.precision == "fp16"
+    members, is_fp16 = members_of(config.teacher), config.train.precision == "fp16"
     if config.student.precision != "auto":
         raise ValueError(
             f"student.precision = {config.student.precision!r}: a student's weights are fp32; "
             "set train.precision for its arithmetic"
         )
-    if teacher and teacher.precision == "fp16" and learns(config.augmentor) and not is_fp16:
+    if any(m.precision == "fp16" for m in members) and learns(config.augmentor) and not is_fp16:
         raise ValueError(
             "teacher.precision = 'fp16': the augmentor's gradient comes through the teacher, and "
             "vanishes there without the loss scaling of train.precision = 'fp16'; use 'bf16'"
         )
-    if teacher and teacher.checkpointing and config.schedule.kind == "student_only":
+    if any(one.checkpointing for one in members) and config.schedule.kind == "student_only":
         raise ValueError(
             "teacher.checkpointing = true: no gradient passes the teacher where "
             "schedule.kind = 'student_only'; remove it"
         )
-    if teacher is None and config.distributed.teacher == "sharded":
+    if not members and config.distributed.teacher == "sharded":
         raise ValueError("distributed.teacher = 'sharded': there is no [teacher]; remove it")
     if config.distributed.overlap:
         check_reaches_all(config.objective)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hard_fast.augment.base import take_rows
-from hard_fast.config import RunConfig, TrainConfig
+from hard_fast.config import RunConfig
+from hard_fast.data.growing import MOST_SIZES
 from hard_fast.guard import Guard
 from hard_fast.optim.averaging import WeightAverage
 from hard_fast.optim.learner import Learner
@@ -21,14 +22,17 @@ from hard_fast.runtime import dist, parallel
 from hard_fast.runtime.compile import (
     CUDA_GRAPH_MODES,
     CompileConfig,
+    allow_graphs,
     compiled,
     is_compiled,
     use_cache,
 )
 from hard_fast.runtime.cycle import Cycle, Held
 from hard_fast.runtime.dist import DistributedConfig, World
+from hard_fast.runtime.profile import named
 from hard_fast.runtime.undo import Undo
 from hard_fast.step import DistillStep
+from hard_fast.train_config import check_batches
 from hard_fast.types import Batch, LossTerms, Noise, Outputs, Phase
 
 
@@ -94,9 +98,11 @@ class Engine:
         self.guard = Guard(config.guard, is_fp16=is_fp16)
         self.averager = dist.Averager(world, config.distributed.gradient_dtype)
         self.cache: Path | None = None
-        self._not_compiled: set[Phase] = set()
+        self._stepped: set[tuple[Phase, int]] = set()
         if is_compiled(config.compile, world.device):
-            self.cache, self._not_compiled = use_cache(config.compile), set(Phase)
+            self.cache = use_cache(config.compile)
+            if config.train.resolution:
+                allow_graphs(len(Phase) * MOST_SIZES)
         self._ddp: nn.Module | None = None
         self._routes: dict[Phase, dict[str, Callable[[Tensor], Outputs]]] = {}
         self._forward = self._build_forward(config.compile, config.distributed)
@@ -191,18 +197,22 @@ class Engine:
             f"{world.device.type}{passes}; full learning rate: {rates}"
         )
 
-    def notice(self, phase: Phase) -> str | None:
-        """What to tell before a step that compiles; None before all others."""
-        if phase not in self._not_compiled:
+    def notice(self, phase: Phase, size_px: int) -> str | None:
+        """What to tell before a step that compiles; None before all others.
+
+        Args:    size_px: of the step's pictures.
+        """
+        if self.cache is None or (phase, size_px) in self._stepped:
             return None
-        return f"compiling the {phase.value} phase: minutes, or seconds where {self.cache} has it"
+        what = f"{phase.value} phase at {size_px} px"
+        return f"compiling the {what}: minutes, or seconds where {self.cache} has it"
 
     def step(self, phase: Phase, step: int, batch: Batch, noise: Noise) -> Result:
         """Update the networks that learn in this phase, once, from one batch.
 
         Args:    step: 0-based number of the step in the run, for the learning rates.
         """
-        self._not_compiled.discard(phase)
+        self._stepped.add((phase, batch.image.shape[3]))
         self._advance(step)
         if self._routes:
             self.net.route(**self._routes[phase])
@@ -211,31 +221,46 @@ class Engine:
         sums = None
         for number, (part, its_noise) in enumerate(parts):
             with self._sending(phase, is_last=number == len(parts) - 1):
-                terms = self._forward(phase, part, its_noise)
-                loss = terms.loss if len(parts) == 1 else terms.loss / len(parts)
-                self._scaler.scale(loss).backward()
+                terms = self.gradients(phase, part, its_noise, len(parts))
             # New memory at once: a CUDA graph writes to the old again in its next run.
             values = torch.stack([terms.error, *terms.logs.values()])
             sums = values if sums is None else sums + values
         values = sums / len(parts)
         gradients = [p.grad for p in self._averaged[phase] if p.grad is not None]
-        self.averager.mean_(gradients, exact=[values])
-        error, *logs = values.unbind()
-        named = dict(zip(terms.logs, logs, strict=True))
-        is_skipped = torch.zeros_like(error, dtype=torch.bool)
-        if phase is not Phase.AUGMENTOR:
-            is_skipped |= self.learner.update(step, self._scaler, named["loss"])
-        elif step + 1 == self._length["num_steps"]:
-            self.learner.finish(step)
-        if phase is not Phase.STUDENT:
-            is_skipped |= self.augmentor_learner.update(step, self._scaler, named["loss"])
+        with named("averaging"):
+            self.averager.mean_(gradients, exact=[values])
+        error, *rest = values.unbind()
+        logs = dict(zip(terms.logs, rest, strict=True))
+        with named("optimizer"):
+            is_skipped = self._update(phase, step, logs["loss"])
         self._undo.go_back(is_skipped)
         if self._scaler.is_enabled():
             self._scaler.update()
         if self.average is not None and phase is not Phase.AUGMENTOR:
-            self.average.update(step)
-        self.guard.observe(step, phase, is_skipped, named)
-        return Result(error.masked_fill(is_skipped, torch.nan), named, is_skipped)
+            with named("averaging weights"):
+                self.average.update(step)
+        self.guard.observe(step, phase, is_skipped, logs)
+        return Result(error.masked_fill(is_skipped, torch.nan), logs, is_skipped)
+
+    def gradients(self, phase: Phase, batch: Batch, noise: Noise, num_passes: int = 1) -> LossTerms:
+        """One pass forth and back: its share of a step's gradients adds up, nothing is updated."""
+        with named("forward"):
+            terms = self._forward(phase, batch, noise)
+        loss = terms.loss if num_passes == 1 else terms.loss / num_passes
+        with named("backward"):
+            self._scaler.scale(loss).backward()
+        return terms
+
+    def _update(self, phase: Phase, step: int, loss: Tensor) -> Tensor:
+        """Let what learns descend; [] bool, whether a gradient or the loss was not finite."""
+        is_skipped = torch.zeros_like(loss, dtype=torch.bool)
+        if phase is not Phase.AUGMENTOR:
+            is_skipped |= self.learner.update(step, self._scaler, loss)
+        elif step + 1 == self._length["num_steps"]:
+            self.learner.finish(step)
+        if phase is not Phase.STUDENT:
+            is_skipped |= self.augmentor_learner.update(step, self._scaler, loss)
+        return is_skipped
 
     def _advance(self, step: int) -> None:
         """Set all that changes over a run to a 0-based step."""
@@ -264,25 +289,3 @@ class Engine:
 def _statistics(network: nn.Module) -> list[Tensor]:
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
     return [b for norm in norms for b in norm.buffers() if b.is_floating_point()]
-
-
-def check_batches(config: TrainConfig, num_processes: int, group: int) -> None:
-    """See that batches can be cut into processes, passes and groups without a remainder.
-
-    Args:    group: images that the augmentor mixes together.
-    Raises:  ValueError that names the key which is wrong.
-    """
-    unit = num_processes * config.accumulate * group
-    for key in ("batch_size", "augmentor_batch_size"):
-        size = getattr(config, key)
-        if size is not None and size % unit:
-            mixed = f", groups of {group} images that augmentor mixes" if group > 1 else ""
-            raise ValueError(
-                f"train.{key} = {size}: must be a multiple of {unit} ({num_processes} processes, "
-                f"train.accumulate = {config.accumulate}{mixed})"
-            )
-    if config.augmentor_batch_size and config.augmentor_batch_size > config.batch_size:
-        raise ValueError(
-            f"train.augmentor_batch_size = {config.augmentor_batch_size}: is the first part of "
-            f"train.batch_size = {config.batch_size}, so it cannot be larger"
-        )

@@ -22,7 +22,7 @@ from hard_fast.evals.suites import split_names
 from hard_fast.evals.survey import Findings, survey
 from hard_fast.report.evaluation import evaluation_table
 from hard_fast.report.page import write_run_report
-from hard_fast.runtime import dist
+from hard_fast.runtime import dist, pulse
 from hard_fast.runtime.arguments import at_least
 from hard_fast.runtime.dist import World
 from hard_fast.runtime.environment import versions
@@ -31,7 +31,8 @@ _PATIENCE_S = 3.0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Evaluate; the exit code is 0, 1 if no suite has data, or 2 after a line about a mistake."""
+    """Evaluate; the exit code is 0, 1 if no suite has data, 2 after a line about a mistake, or 75
+    where another process hangs or is gone."""
     options = _parser().parse_intermixed_args(arguments)
     level = logging.WARNING if dist.is_main_process() else logging.ERROR
     logging.basicConfig(format="%(levelname)s: %(message)s", level=level)
@@ -45,12 +46,12 @@ def main(arguments: list[str] | None = None) -> int:
         tree = evaluate(subject, options, world)
         if world.is_main:
             _tell(tree, options)
-    except (ValueError, OSError, TooManyBadFiles) as error:
+    except (ValueError, OSError, TooManyBadFiles, pulse.Lost) as error:
         if not dist.is_main_process():
             # A mistake that rank 0 met too ends this process before it repeats it.
             time.sleep(_PATIENCE_S)
         print(f"error{dist.who()}: {error}", file=sys.stderr)
-        return 2
+        return pulse.LOST if isinstance(error, pulse.Lost) else 2
     finally:
         dist.leave()
     return 0 if tree["suites"] else 1

@@ -18,6 +18,7 @@ from hard_fast.evals.runner import evaluate
 from hard_fast.evals.surveyor import Surveyor
 from hard_fast.gallery import save_pictures
 from hard_fast.models.zoo import save_weights
+from hard_fast.runtime import pulse
 from hard_fast.runtime.dist import World
 from hard_fast.runtime.seed import reseed
 from hard_fast.types import Phase
@@ -52,6 +53,7 @@ class Examiner:
 
     def row(self, step: int, *, is_last: bool) -> dict[str, float]:
         """The student's scores after so many steps; its average's have a name of their own."""
+        pulse.at(f"step {step} (evaluation)")
         student = self._net.student
         metrics = self._scores(student, with_val=True)
         # At the end `finish` goes through the suites, with the weights that are the result.
@@ -73,6 +75,7 @@ class Examiner:
 
     def finish(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """Final scores of student and teacher; student.safetensors holds the weights scored."""
+        pulse.at("the last evaluation")
         net = self._net
         # One of other classes has no score on these.
         teacher = net.teacher if self._config.shares_classes else None
@@ -81,7 +84,7 @@ class Examiner:
                 save_weights(net.student.network, self._run_dir / "student.safetensors")
             metrics = self._scores(net.student)
             of_teacher = self._scores(teacher) if teacher else None
-            name = self._config.teacher and self._config.teacher.name
+            name = self._config.teacher and self._config.teacher.title
             found = self._surveyor.finish(net.student, teacher, name, self._run_dir)
         return metrics | found[0], of_teacher and of_teacher | found[1]
 

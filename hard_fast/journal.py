@@ -5,16 +5,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from hard_fast.board import Board
 from hard_fast.runtime.files import named, write_atomic
 from hard_fast.runtime.rows import as_json, read_rows
-
-# Which entry of a row is a sentence, by the row's kind.
-_TEXTS = {"warning": "text", "switch": "reason"}
 
 
 class MetricsLog:
@@ -26,8 +22,7 @@ class MetricsLog:
 
     def __init__(self, run_dir: Path, *, resume_step: int, use_tensorboard: bool) -> None:
         self.path = run_dir / "metrics.jsonl"
-        self._board, self._board_dir = None, run_dir / "tensorboard"
-        self._has_board = use_tensorboard
+        self._board, self._has_board = None, use_tensorboard
         self._open(resume_step, is_new=not resume_step)
 
     def _open(self, step: int, *, is_new: bool = False) -> None:
@@ -35,10 +30,7 @@ class MetricsLog:
         write_atomic(self.path, "".join(map(_line, kept)))
         self._file = self.path.open("a", encoding="utf-8")
         if self._has_board:
-            from torch.utils.tensorboard import SummaryWriter
-
-            with named(self._board_dir):
-                self._board = SummaryWriter(str(self._board_dir), purge_step=step + 1)
+            self._board = Board(self.path.parent / "tensorboard", step)
 
     def cut(self, step: int) -> None:
         """Drop the rows after a step that the run goes back to."""
@@ -51,29 +43,19 @@ class MetricsLog:
             self._file.write(_line(row))
             self._file.flush()
         if self._board is not None:
-            with named(self._board_dir):
-                self._write_board(row)
-
-    def _write_board(self, row: dict[str, Any]) -> None:
-        if row["kind"] in _TEXTS:
-            self._board.add_text(row["kind"], row[_TEXTS[row["kind"]]], row["step"])
-            return
-        for name, value in _scalars(row):
-            self._board.add_scalar(name, value, row["step"])
+            self._board.write(row)
 
     def picture(self, name: str, path: Path, step: int) -> None:
         """Show a picture file in TensorBoard."""
         if self._board is not None:
-            pixels = np.asarray(Image.open(path).convert("RGB"))
-            self._board.add_image(name, pixels, step, dataformats="HWC")
+            self._board.picture(name, path, step)
 
     def close(self) -> None:
         """Flush and close both."""
         with named(self.path):
             self._file.close()
         if self._board is not None:
-            with named(self._board_dir):
-                self._board.close()
+            self._board.close()
 
 
 class ProgressLine:
@@ -187,13 +169,3 @@ class Journal:
 
 def _line(row: dict[str, Any]) -> str:
     return json.dumps(as_json(row), allow_nan=False) + "\n"
-
-
-def _scalars(row: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    found = []
-    for key, value in row.items():
-        if isinstance(value, dict):
-            found += _scalars(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and key not in ("step", "epoch"):
-            found.append((f"{prefix}{key}", float(value)))
-    return found

@@ -28,7 +28,7 @@ from hard_fast.runtime.arguments import at_least
 from hard_fast.runtime.configfile import read
 from hard_fast.runtime.environment import versions
 from hard_fast.runtime.files import write_atomic
-from hard_fast.study import load_study
+from hard_fast.study_plan import load_study
 from hard_fast.train import load_config
 from hard_fast.types import Batch
 
@@ -83,7 +83,7 @@ def rank_augmentations(options: argparse.Namespace) -> dict[str, Any]:
         seed=options.seed,
     )
     return {
-        "teacher": common.teacher and common.teacher.name,
+        "teacher": common.teacher and common.teacher.title,
         "data": common.data.model_dump(mode="json"),
         "draws": options.draws,
         "originals_per_draw": options.batches * options.batch_size,

@@ -40,7 +40,8 @@ def shrink(source: Source) -> Source:
     if tree.get("smoke") is not True:
         return source
     small: dict[str, Any] = {"train": {**_table(tree, "train"), "steps": 3, "batch_size": 8}}
-    for key in ("epochs", "augmentor_batch_size", "accumulate"):
+    # Nothing is left to cut, to trace or to let grow.
+    for key in ("epochs", "augmentor_batch_size", "accumulate", "profile_steps", "resolution"):
         small["train"].pop(key, None)
     kind = _table(tree, "data").get("kind")
     if kind not in ("line", "synthetic"):
@@ -61,11 +62,7 @@ def shrink(source: Source) -> Source:
         small["schedule"] = {**_table(tree, "schedule"), **turns}
     for key in ("student", "teacher"):
         if key in tree:
-            whole = _table(tree, key)
-            kept = {k: v for k, v in whole.items() if k in ("num_classes", "watermark")}
-            if "dropout" in whole:
-                kept["dropout"] = _small_names(whole["dropout"])
-            small[key] = {**_small_network(whole), **kept}
+            small[key] = _small_role(_table(tree, key))
     if "objective" in tree:
         small["objective"] = _small_names(_table(tree, "objective"))
     if "augmentor" in tree:
@@ -73,6 +70,16 @@ def shrink(source: Source) -> Source:
     # Suites are of other pictures and classes.
     rest = {k: v for k, v in tree.items() if k not in small and k != "evaluation"}
     return Source(merge(rest, small), source.origin)
+
+
+def _small_role(network: dict[str, Any]) -> dict[str, Any]:
+    """A small network with the same part in the run; of several teachers, as many."""
+    kept = {k: v for k, v in network.items() if k in ("num_classes", "watermark", "weight")}
+    if "dropout" in network:
+        kept["dropout"] = _small_names(network["dropout"])
+    if isinstance(also := network.get("also"), list):
+        kept["also"] = [_small_role(m) if isinstance(m, dict) else m for m in also]
+    return {**_small_network(network), **kept}
 
 
 def _small_network(network: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hard_fast.augment.base import Augmentor, is_learned, to_float
 from hard_fast.objectives.base import Objective
 from hard_fast.objectives.looks import looks
+from hard_fast.runtime.profile import named
 from hard_fast.types import Batch, LossTerms, Needs, Noise, Outputs, Phase, Seen, View
 
 
@@ -111,11 +112,13 @@ class DistillStep(nn.Module):
         classes = torch.arange(self.num_classes, device=batch.label.device)
         target_BK = (batch.label[:, None] == classes).float()
         maker = self.drawn if phase is Phase.STUDENT else self.augmentor
-        return maker(View(batch.image, target_BK), noise)
+        with named("augmentor"):
+            return maker(View(batch.image, target_BK), noise)
 
     def _see(self, name: str, image: Tensor) -> Outputs:
         call = self._routes[name] if name in self._routes else getattr(self, name)
-        return call(image)
+        with named(name):
+            return call(image)
 
     def _keep(
         self, needs: Needs, view: View, teacher: Outputs | None

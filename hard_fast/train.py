@@ -5,13 +5,14 @@ import json
 import logging
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from hard_fast.config import RunConfig
 from hard_fast.data.dali import TooManyBadFiles
 from hard_fast.report.page import write_run_report
 from hard_fast.rundir import RunDir, agree_on
-from hard_fast.runtime import dist, pulse, signals
+from hard_fast.runtime import dist, failures, pulse, signals
 from hard_fast.runtime.configfile import ConfigError, dump, parse, read
 from hard_fast.runtime.dist import World
 from hard_fast.runtime.environment import peak_memory_gib, versions
@@ -22,13 +23,12 @@ from hard_fast.smoke import shrink
 from hard_fast.trainer import Trainer
 
 _PATIENCE_S = 3.0
-LOST = 75
-"""The exit code that the system's headers call a temporary failure: try again."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train one run; the exit code is 0, 2 after one line about a mistake, 128 + a signal's number
-    after the checkpoint it asked for, or 75 where another process hangs or is gone."""
+    """Train one run; the exit code is 0, 2 after one line about a mistake or a lack of memory, 128
+    + a signal's number after the checkpoint it asked for, or 75 where another process hangs or is
+    gone."""
     parser = argparse.ArgumentParser(prog="hard_fast.train", description=__doc__)
     parser.add_argument("--config", required=True, metavar="FILE_OR_NAME")
     parser.add_argument("--resume", choices=["auto", "never"], default="auto")
@@ -47,15 +47,14 @@ def main(arguments: list[str] | None = None) -> int:
         if dist.is_main_process():
             print(f"{stopped}: saved; the same command goes on from here", file=sys.stderr)
         return stopped.code
-    except pulse.Lost as error:
-        print(f"error{dist.who()}: {error}", file=sys.stderr)
-        return LOST
     except (ValueError, OSError, TooManyBadFiles) as error:
         if not dist.is_main_process():
             # A mistake that rank 0 met too ends this process before it repeats it.
             time.sleep(_PATIENCE_S)
         print(f"error{dist.who()}: {one_line(error)}", file=sys.stderr)
         return 2
+    except (RuntimeError, MemoryError) as error:
+        return failures.tell(error)
     finally:
         dist.leave()
     return 0
@@ -89,20 +88,26 @@ def train(config: RunConfig, *, resume: bool = True) -> dict[str, Any]:
 
 def _train(config: RunConfig, world: World, place: RunDir) -> dict[str, Any]:
     trainer = Trainer(config, world, resume=place.resume)
-    run_dir = place.path
     if world.is_main:
         # Not before all parts are built: a run that never began must not claim the directory.
         write_atomic(place.config_file, dump(config.model_dump(mode="json")))
     summary = trainer.run()
-    if not world.is_main:
-        return summary
+    if world.is_main:
+        _write_end(summary, config, world)
+    # Who ended sooner could not say that rank 0 hangs.
+    pulse.at("the end")
+    dist.barrier()
+    return summary
+
+
+def _write_end(summary: dict[str, Any], config: RunConfig, world: World) -> None:
+    run_dir = Path(config.run_dir)
     summary["timing"] |= {"peak_memory_gib": peak_memory_gib(world.device)}
     summary |= {"config_hash": config.fingerprint, "versions": versions(world.device)}
     write_atomic(run_dir / "summary.json", json.dumps(as_json(summary), indent=2) + "\n")
     report = write_run_report(run_dir)
     scores = "  ".join(f"{name} {value:.4g}" for name, value in summary["metrics"].items())
     print(f"{scores}\n{report}", file=sys.stderr)
-    return summary
 
 
 if __name__ == "__main__":

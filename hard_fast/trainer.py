@@ -5,31 +5,26 @@ augmentor -> teacher, student -> objective -> `Learner` -> `PhaseController` -> 
 `Checkpointer`.
 """
 
-import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from hard_fast.augment.base import draw_share
 from hard_fast.bank import AugmentorBank
 from hard_fast.batchnorm import gather_statistics, restore_statistics
 from hard_fast.build import build_step
 from hard_fast.checkpoint import BestWeights, Checkpointer
 from hard_fast.config import RunConfig
 from hard_fast.data import load_data
-from hard_fast.engine import Engine
+from hard_fast.data.growing import Growth
 from hard_fast.examiner import Examiner
 from hard_fast.journal import Journal
+from hard_fast.learning import Learning
 from hard_fast.metrics import Meter
 from hard_fast.optim.schedule import Verdict
 from hard_fast.phases import PhaseController, Switch, ThresholdConfig, advice
-from hard_fast.rescue import Rescue
-from hard_fast.runtime import dist, signals
+from hard_fast.runtime import dist, pulse, signals
 from hard_fast.runtime.clock import Clock
 from hard_fast.runtime.dist import World
-from hard_fast.runtime.pulse import Pulse
-from hard_fast.runtime.seed import default_generator, reseed
+from hard_fast.runtime.profile import Trace
 from hard_fast.training_row import TrainingRow
 from hard_fast.types import Phase
 
@@ -46,87 +41,88 @@ class Trainer:
         self.run_dir = Path(config.run_dir)
         self.step, self.is_done, self.is_settled = 0, False, True
         self.phase_steps = {phase.value: 0 for phase in Phase}
-        self.clock, self.meter, self.phase_meter = Clock(), Meter(), Meter()
+        self.clock, self.meter = Clock(), Meter()
         self._build_data()
         self._build_learning()
-        self.checkpointer = Checkpointer(self.run_dir / "checkpoints", config.checkpoint.keep)
+        folder, keep = self.run_dir / "checkpoints", config.checkpoint.keep
+        self.checkpointer = Checkpointer(folder, keep, self.bank)
         newest = self.checkpointer.to_resume() if resume and world.is_main else None
         newest = dist.broadcast_object(newest)
         if newest is not None:
             self.checkpointer.load(newest, self._parts(), world.device)
-        elif self.bank is not None:
-            self.bank.save()
+        else:
+            self.learning.begin()
         self.net.learn(self.controller.phase)
-        self.pulse = Pulse(world, config.distributed.timeout_s)
 
     def _build_data(self) -> None:
         config, world = self.config, self.world
-        size = config.train.batch_size
         self.data = load_data(config.data, world.device)
-        given = {"batch_size": size, "seed": config.seed, "rank": world.rank}
-        self._new_loader = lambda: self.data.train.loader(**given, world_size=world.size)
+        given = {"batch_size": config.train.batch_size, "seed": config.seed}
+        given |= {"rank": world.rank, "world_size": world.size}
+        self._new_loader = lambda **more: self.data.train.loader(**given, **more)
         self.loader = self._new_loader()
         per_epoch = self.loader.num_steps_per_epoch
         self.num_steps = config.train.steps or max(1, round(config.train.epochs * per_epoch))
+        self.growth = Growth(config.train.resolution, self.data.train, self.num_steps)
+        if config.train.resolution:
+            self.loader = self._new_loader(size_at=self.growth.at)
         saves = config.checkpoint
         self.save_every = saves.every_steps or max(1, round(saves.every_epochs * per_epoch))
 
     def _build_learning(self) -> None:
         config, world = self.config, self.world
         per_epoch = self.loader.num_steps_per_epoch
-        self.net = build_step(config, self.data, world)
+        self.net = build_step(config, self.data, world, self.growth.sizes[:-1])
         self.student, self.teacher = self.net.student, self.net.teacher
-        self.engine = Engine(
-            config, self.net, world, num_steps=self.num_steps, num_steps_per_epoch=per_epoch
+        place, given = self.run_dir / "bank", {"seed": config.seed, "is_main": world.is_main}
+        self.learning = Learning(
+            config,
+            self.net,
+            world,
+            num_steps=self.num_steps,
+            num_steps_per_epoch=per_epoch,
+            make_bank=lambda maker: AugmentorBank(maker, place, config.bank, **given),
+            warn=self._warn,
         )
+        self.engine, self.bank = self.learning.engine, self.learning.bank
+        self.rescue = self.learning.rescue
         self.best = BestWeights(self.engine.taught)
-        self.bank = None
-        if config.augmentor_optim:
-            self.bank = AugmentorBank(
-                self.net.augmentor,
-                self.run_dir / "bank",
-                config.bank,
-                seed=config.seed,
-                is_main=world.is_main,
-            )
         parts = (self.data, self.engine, self.bank, self._new_loader)
         self.examiner = Examiner(config, *parts, per_epoch, world)
-        self.controller = PhaseController(config.schedule, per_epoch)
-        self.rescue = Rescue(self.engine, self.bank, world, self._warn)
         self._late_row = TrainingRow(self.engine, self.meter, self.clock, per_epoch)
-        self.noise_generator = torch.Generator(world.device)
-        self.network_generator = default_generator(world.device)
+
+    @property
+    def controller(self) -> PhaseController:
+        """Whose turn it is."""
+        return self.learning.controller
 
     def train_step(self) -> Switch | None:
         """One batch, one update of the networks whose turn it is; the switch it led to, if any."""
-        step, phase, seed = self.step, self.controller.phase, self.config.seed
+        step, phase = self.step, self.controller.phase
         self.last_phase = phase
-        self.pulse.beat(step * len(Phase) + list(Phase).index(phase), signals.asked())
-        waiting_since = time.perf_counter()
-        batch = self.loader.next_batch()
-        self.clock.count(self.engine.num_images(phase), time.perf_counter() - waiting_since)
-        generator = reseed(self.noise_generator, seed, "noise", step)
-        rank, num_ranks = self.world.rank, self.world.size
-        noise = draw_share(self.net.augmentor, batch.image.shape, generator, rank, num_ranks)
-        if self.bank is not None and phase is Phase.STUDENT:
-            self.bank.draw_into(self.net.drawn, step)
-        # Dropout's generator, seeded by the step, needs no place in a checkpoint.
-        reseed(self.network_generator, seed, "network", step, self.world.rank)
-        self.asked = self.pulse.agreed(f"step {step} ({phase.value})")
-        result = self.engine.step(phase, step, batch, noise)
-        if phase is Phase.AUGMENTOR:
-            self.phase_meter.add(phase, result.logs, result.is_skipped)
+        pulse.beat(step * len(Phase) + list(Phase).index(phase), signals.asked())
+        with self.clock.waiting(self.engine.num_images(phase)):
+            batch = self.loader.next_batch()
+        noise = self.learning.draw(step, batch)
+        self.asked = pulse.agreed(f"step {step} ({phase.value})")
+        result, switch = self.learning.learn(step, batch, noise)
         self.meter.add(phase, result.logs, result.is_skipped)
         self.phase_steps[phase.value] += 1
         self.step += 1
-        return self.controller.observe(step, result.error)
+        return switch
 
     def run(self) -> dict[str, Any]:
         """Train to the end; returns the results, with what depends on the clock under `timing`."""
         place = {"num_steps": self.num_steps, "first_step": self.step}
         board, is_main = self.config.train.tensorboard, self.world.is_main
-        with Journal(self.run_dir, **place, use_tensorboard=board, is_main=is_main) as self.journal:
+        num_traced, device = is_main * self.config.train.profile_steps, self.world.device
+        with (
+            Journal(self.run_dir, **place, use_tensorboard=board, is_main=is_main) as self.journal,
+            Trace(self.run_dir, num_traced, device, self.journal.say) as trace,
+        ):
             self.journal.say(self.engine.describe())
+            if said := self.growth.describe():
+                self.journal.say(said)
             for text in self.examiner.warnings:
                 self._warn(text)
             if not self.is_settled:
@@ -135,23 +131,18 @@ class Trainer:
                 # Something to go back to.
                 self._save(is_alike=True)
             while self.step < self.num_steps and not self.is_done:
-                if notice := self.engine.notice(self.controller.phase):
+                if notice := self.engine.notice(self.controller.phase, self.growth.at(self.step)):
                     self.journal.say(notice)
                 switch = self.train_step()
+                trace.step()
                 if switch:
                     self._change_phase(switch)
                 self._keep_books()
             return self._finish()
 
     def _change_phase(self, switch: Switch) -> None:
-        """Save or reset the augmentor whose turn ended, change the learner, say why."""
-        change = None
-        if switch.before is Phase.AUGMENTOR:
-            ended = self.phase_meter.take().means()["augmentor"]
-            change = ended["teacher_change"] if "teacher_change" in ended else None
-            then = self.config.schedule.on_timeout if switch.has_timed_out else "keep"
-            self.rescue.end_turn(self.step, then)
-        self.net.learn(switch.after)
+        """End the turn of what learned, and say why."""
+        change = self.learning.end_turn(self.step, switch)
         phases = {"from": switch.before.value, "to": switch.after.value}
         row = {"reason": switch.reason, "error": switch.error, "teacher_change": change}
         self._write("switch", {**phases, **row})
@@ -225,6 +216,7 @@ class Trainer:
 
     def _save(self, *, is_alike: bool = False) -> None:
         """Write a checkpoint, also between the steps at which all ranks' statistics are alike."""
+        pulse.at(f"step {self.step} (checkpoint)")
         self._late_row.write(self.journal)
         self._statistics = [] if is_alike else gather_statistics(self.engine.statistics())
         if self.world.is_main:
@@ -275,12 +267,9 @@ class Trainer:
 
     def _parts(self) -> dict[str, Any]:
         # Noise, order and dropout are functions of the step, so no generator is among them.
-        own = ("student", "bank", "controller", "loader", "best", "meter", "phase_meter", "clock")
-        parts = {name: getattr(self, name) for name in own} | self.engine.parts()
-        parts |= {"objective": self.net.objective, "augmentor": self.net.augmentor}
-        # Last: it sets what this rank's own statistics were.
-        parts["run"] = self
-        return {name: part for name, part in parts.items() if part is not None}
+        own = {name: getattr(self, name) for name in ("loader", "best", "meter", "clock")}
+        # Last the run: it sets what this rank's own statistics were.
+        return self.learning.parts() | own | {"run": self}
 
     def state_dict(self) -> dict[str, Any]:
         """The run's own counters; the other parts save themselves."""

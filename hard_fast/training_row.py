@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from hard_fast.data.waiting import WaitAdvice
 from hard_fast.engine import Engine
 from hard_fast.journal import Journal
 from hard_fast.metrics import Meter, Reading
@@ -21,6 +22,7 @@ class TrainingRow:
     ) -> None:
         self._engine, self._meter, self._clock = engine, meter, clock
         self._num_steps_per_epoch = num_steps_per_epoch
+        self._wait_advice = WaitAdvice()
         self._begun: tuple[int, Reading, dict[str, Any]] | None = None
 
     def begin(self, journal: Journal, step: int, phase: Phase) -> None:
@@ -28,7 +30,9 @@ class TrainingRow:
         self.write(journal)
         self._clock.count_averaging(self._engine.averager.seconds())
         row = {"phase": phase.value, "lr": self._engine.rates(step - 1)}
-        row["timing"] = self._clock.window()
+        row["timing"] = timing = self._clock.window()
+        if text := self._wait_advice.after(timing["data_wait"], timing["seconds"]):
+            journal.say(f"step {step}: {text}")
         self._begun = (step, self._meter.take(), row)
 
     def is_due(self, step: int) -> bool:

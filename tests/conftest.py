@@ -1,5 +1,6 @@
 """What every test shares: where real data are, one thread, and a run that takes a second."""
 
+import copy
 import os
 import signal
 from pathlib import Path
@@ -7,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+
+from tests.tiny import TREE
 
 if not torch.cuda.is_available():
     # Triton reads it when it is imported: its kernels then run in its interpreter, on CPU tensors.
@@ -51,29 +54,31 @@ def real_data(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture
 def tiny_run(tmp_path: Path) -> dict[str, Any]:
     """The tree of a HARD run of 12 steps on synthetic digits; every phase happens in it."""
-    return {
-        "run_dir": str(tmp_path / "run"),
-        "data": {"kind": "synthetic", "size": 16, "channels": 1, "num_train": 72, "num_test": 20},
-        "student": {"name": "mlp", "options": {"hidden": [16]}},
-        "teacher": {"name": "cnn", "options": {"widths": [4, 4, 4], "dropout": 0.0}},
-        "augmentor": {"kind": "affine", "std": 0.1},
-        "objective": {"kind": "hard"},
-        "schedule": {
-            "kind": "threshold",
-            "l_min": 0.98,
-            "l_max": 0.99,
-            "consecutive": 1,
-            "max_augmentor_steps": 2,
-            "lag": 1,
+    return {"run_dir": str(tmp_path / "run"), **copy.deepcopy(TREE)}
+
+
+@pytest.fixture
+def study(tiny_run, tmp_path):
+    """A study's tree: a teacher of one seed, and two rows of two seeds that learn from it."""
+    common = {key: tiny_run[key] for key in ("data", "optim", "train")} | {
+        "run_dir": str(tmp_path / "study"),
+        "student": {"name": "mlp", "options": {"hidden": [8]}},
+    }
+    hard = {k: tiny_run[k] for k in ("augmentor", "objective", "schedule", "augmentor_optim")}
+    return common | {
+        "study": {
+            "title": "tiny",
+            "seeds": [0, 1],
+            "metrics": ["top1"],
+            "reach": "kd",
+            "paper": {"hard": {"top1": 68.9}},
         },
-        "optim": {"lr": 1e-3},
-        "augmentor_optim": {"lr": 0.01},
-        "train": {
-            "steps": 12,
-            "batch_size": 16,
-            "log_every": 2,
-            "tensorboard": False,
-            "device": "cpu",
+        "rows": {
+            "teacher": {
+                "seeds": [5],
+                "run": {"student": tiny_run["teacher"], "objective": {"kind": "ce"}},
+            },
+            "kd": {"teacher_row": "teacher", "run": {"objective": {"kind": "kd"}}},
+            "hard": {"teacher_row": "teacher", "run": hard},
         },
-        "checkpoint": {"every_steps": 3},
     }

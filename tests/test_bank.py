@@ -84,6 +84,21 @@ def test_without_capacity_the_student_sees_the_newest(tmp_path):
     assert drawn(bank, 0) == 3.5 and not list(tmp_path.iterdir())
 
 
+def test_files_that_nobody_needs_go_and_the_first_stays(tmp_path):
+    _, bank = filled(tmp_path, 12, capacity=3)
+    (tmp_path / ".entry_000099.safetensors.x7").write_bytes(b"half")
+    (tmp_path / "entry_of_another_kind.txt").touch()
+    before = {path.name for path in tmp_path.iterdir()}
+    assert len(before) > 3 + 1 + 2
+    older = next(number for number in range(1, 12) if number not in bank.numbers)
+    bank.keep({*bank.numbers, older})
+    kept = {f"entry_{number:06d}.safetensors" for number in (0, older, *bank.numbers)}
+    assert {path.name for path in tmp_path.iterdir()} == kept & before | {
+        "entry_of_another_kind.txt"
+    }
+    AugmentorBank(Shift(), tmp_path, BankConfig(), seed=0).load_state_dict(bank.state_dict())
+
+
 def test_other_processes_do_not_write(tmp_path):
     AugmentorBank(Shift(), tmp_path, BankConfig(), seed=0, is_main=False).save()
     assert not list(tmp_path.iterdir())

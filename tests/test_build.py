@@ -1,10 +1,15 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from hard_fast.build import build_step
 from hard_fast.config import RunConfig
 from hard_fast.data import load_data
-from hard_fast.runtime.configfile import Source, merge, parse
+from hard_fast.runtime.configfile import Source, dump, merge, parse
 from hard_fast.runtime.dist import World
 from hard_fast.types import Batch, Phase
 
@@ -98,3 +103,63 @@ def test_a_teacher_of_as_many_but_other_classes_is_no_judge(tiny_run):
             other = min(set(range(10)) - set(says.tolist()))
             net.teacher.network.net.head.bias[other] += 1e3
         assert net(Phase.STUDENT, Batch(image, says), {}).error.item() == float(is_judge)
+
+
+ALSO = [
+    {"name": "mlp", "options": {"hidden": [8]}, "mean": [0.5], "weight": 2.0},
+    {"name": "cnn", "options": {"widths": [4, 4, 4], "batch_norm": True}, "precision": "bf16"},
+]
+
+
+def test_several_teachers_are_one_to_the_step(tiny_run):
+    tiny_run["teacher"]["also"] = ALSO
+    net = build(tiny_run, train={"precision": "bf16"})
+    # Members with a precision of their own do without autocast, whatever the others do.
+    assert net.teacher.amp_dtype == torch.bfloat16
+    assert build(tiny_run).teacher.amp_dtype is None
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in net.teacher.modules())
+    batch = Batch(torch.randint(256, (4, 1, 16, 16), dtype=torch.uint8), torch.arange(4))
+    noise = net.augmentor.draw_noise(batch.image.shape, torch.Generator().manual_seed(0))
+    gradients = []
+    for silent in (None, 0, 1, 2):
+        net = build(tiny_run)
+        net.learn(Phase.AUGMENTOR)
+        if silent is not None:
+            for parameter in getattr(net.teacher.network, str(silent)).parameters():
+                parameter.data.zero_()
+        net(Phase.AUGMENTOR, batch, noise).loss.backward()
+        gradients.append(net.augmentor.mean.grad)
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert not any(torch.equal(gradients[0], other) for other in gradients[1:])
+
+
+def test_several_teachers_have_probabilities_and_no_layers(tiny_run):
+    tiny_run["teacher"]["also"] = ALSO
+    with pytest.raises(ValueError, match="^teacher.also: .* 'mse' compares raw outputs; use 'kl'"):
+        build(tiny_run, objective={"distance": "mse"})
+    del tiny_run["augmentor_optim"]
+    tree = tiny_run | {"augmentor": {"kind": "identity"}, "schedule": {"kind": "student_only"}}
+    tree["objective"] = {"kind": "features", "layers": [["linear1", "flatten"]]}
+    with pytest.raises(ValueError, match=r"^\[teacher\] also: the objective reads inner layers"):
+        build(tree)
+
+
+@pytest.mark.slow
+def test_several_teachers_held_in_parts_are_the_same_run(tiny_run, tmp_path):
+    tiny_run["teacher"]["also"] = ALSO
+    found = []
+    for how in ("replicated", "sharded"):
+        tree = merge(tiny_run, {"distributed": {"teacher": how}, "run_dir": str(tmp_path / how)})
+        (tmp_path / f"{how}.toml").write_text(dump(tree))
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        command = ["-m", "hard_fast.train", "--config", str(tmp_path / f"{how}.toml")]
+        done = subprocess.run(
+            [sys.executable, *torchrun, *command],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, done.stderr
+        found.append(load_file(tmp_path / how / "student.safetensors"))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)

@@ -1,4 +1,5 @@
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,6 +50,67 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, damage, caplog
         assert "step_000000002.pt" in caplog.text
         with pytest.raises(ValueError, match="damaged"):
             checkpointer.load(2, {"layer": nn.Linear(3, 2)}, CPU)
+
+
+class Shelf:
+    """Numbers that are in use now, and those that were last asked to stay."""
+
+    numbers: list[int] = []
+    kept: set[int] | None = None
+
+    def keep(self, numbers):
+        self.kept = numbers
+
+
+def test_entries_stay_as_long_as_a_checkpoint_on_disk_names_them(tmp_path):
+    shelf = Shelf()
+    checkpointer = Checkpointer(tmp_path, keep=2, entries=shelf)
+    for step, numbers, kept in (
+        (1, [0, 1], {0, 1}),
+        (2, [0, 2], {0, 1, 2}),
+        (3, [3, 2], {0, 2, 3}),
+        (4, [3, 4], {2, 3, 4}),
+    ):
+        shelf.numbers = numbers
+        checkpointer.save(step, {})
+        assert shelf.kept == kept
+    # One that is damaged does not count among the two, and keeps what it needs all the same.
+    (tmp_path / "step_000000004.pt").write_bytes(b"torn")
+    shelf.numbers = [5]
+    checkpointer.save(5, {})
+    assert checkpointer.steps() == [5, 4, 3] and shelf.kept == {2, 3, 4, 5}
+
+
+@pytest.mark.parametrize(
+    "note", ["torn", '{"step": 1, "size": 1, "sha256": "of an older version"}']
+)
+def test_no_entry_goes_while_it_is_not_known_what_a_checkpoint_needs(tmp_path, note):
+    shelf = Shelf()
+    Checkpointer(tmp_path).save(1, {})
+    (tmp_path / "step_000000001.json").write_text(note)
+    checkpointer = Checkpointer(tmp_path, keep=2, entries=shelf)
+    checkpointer.save(2, {})
+    assert shelf.kept is None
+    checkpointer.save(3, {})
+    assert checkpointer.steps() == [3, 2] and shelf.kept == set()
+
+
+def test_a_kill_while_an_old_checkpoint_is_removed_leaves_nothing_for_ever(tmp_path, monkeypatch):
+    checkpointer, unlink, removed = Checkpointer(tmp_path, keep=1), Path.unlink, []
+
+    def die_after_one(path, **options):
+        if removed:
+            raise KeyboardInterrupt
+        removed.append(path)
+        unlink(path, **options)
+
+    checkpointer.save(1, {})
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "unlink", die_after_one)
+        checkpointer.save(2, {})
+    assert removed and checkpointer.newest() == 2
+    checkpointer.save(3, {})
+    assert {path.stem for path in tmp_path.iterdir()} == {"step_000000003"}
 
 
 def test_other_parts_are_refused_by_name(tmp_path):

@@ -10,14 +10,14 @@ from hard_fast.augment import build_augmentor
 from hard_fast.augment.autoencoder import build_generator
 from hard_fast.data import load_data
 from hard_fast.data.readers import Cifar10Config
-from hard_fast.engine import check_batches
 from hard_fast.evals.runner import evaluate
 from hard_fast.models.taps import Tapped
 from hard_fast.models.zoo import NetworkConfig, build_network
 from hard_fast.runtime.configfile import CONFIG_FOLDER, find, read
 from hard_fast.runtime.dist import World
-from hard_fast.study import load_study
+from hard_fast.study_plan import load_study
 from hard_fast.train import load_config, train
+from hard_fast.train_config import check_batches
 
 CPU = torch.device("cpu")
 NAMES = [

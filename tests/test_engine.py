@@ -6,8 +6,8 @@ from functools import partial
 import pytest
 import torch
 
-from hard_fast.config import RunConfig, TrainConfig
-from hard_fast.engine import Engine, check_batches
+from hard_fast.config import RunConfig
+from hard_fast.engine import Engine
 from hard_fast.runtime.configfile import Source, dump, merge, parse
 from hard_fast.runtime.dist import World
 from hard_fast.trainer import Trainer
@@ -73,20 +73,6 @@ def test_the_augmentors_phase_takes_the_first_images_of_the_batch(tiny_run):
     assert whole.error.item() * 16 == pytest.approx(round(whole.error.item() * 16), abs=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("train", "group", "processes", "words"),
-    [
-        ({"batch_size": 15}, 2, 1, r"train.batch_size = 15.*multiple of 2 .*groups of 2"),
-        ({"batch_size": 18, "accumulate": 4}, 1, 1, "multiple of 4"),
-        ({"batch_size": 16, "augmentor_batch_size": 6}, 1, 4, "augmentor_batch_size = 6"),
-        ({"batch_size": 16, "augmentor_batch_size": 32}, 1, 1, "cannot be larger"),
-    ],
-)
-def test_batches_that_cannot_be_cut_are_one_line(train, group, processes, words):
-    with pytest.raises(ValueError, match=words):
-        check_batches(TrainConfig(steps=1, **train), processes, group)
-
-
 def test_a_batch_holds_whole_groups_of_what_is_mixed(tiny_run):
     del tiny_run["augmentor_optim"]
     fixed = {"augmentor": {"kind": "mixup"}, "schedule": {"kind": "student_only"}}
@@ -123,8 +109,8 @@ def test_an_engine_says_how_its_batch_comes_about(tiny_run):
         "16 images a step = 4 x 4 on cpu in 2 passes; full learning rate: student 0.001, "
         "augmentor 0.01"
     )
-    assert "compiling the student phase" in engine.notice(Phase.STUDENT)
-    assert build(tiny_run).engine.notice(Phase.STUDENT) is None
+    assert "compiling the student phase" in engine.notice(Phase.STUDENT, 16)
+    assert build(tiny_run).engine.notice(Phase.STUDENT, 16) is None
 
 
 @pytest.mark.parametrize("changes", [{}, {"accumulate": 2}, {"precision": "fp16"}])

@@ -6,13 +6,20 @@ import sys
 
 CODE = """
 import json, sys
-import hard_fast.train, hard_fast.study, hard_fast.evaluate, hard_kernels, torch
+import hard_fast.train, hard_fast.study, hard_fast.evaluate, hard_fast.estimate, hard_kernels, torch
 heavy = ["timm", "bitsandbytes", "triton", "nvidia.dali", "sklearn", "matplotlib", "tensorboard"]
 print(json.dumps({
     "loaded": [name for name in heavy if name in sys.modules],
     "cuda": torch.cuda.is_initialized(),
 }))
 """
+
+
+def test_the_package_itself_loads_nothing_until_it_is_used():
+    code = "import sys, hard_fast; has = lambda name: print(name in sys.modules); has('torch')"
+    code += "; has('pydantic'); from hard_fast import Distiller; has('torch'); has('timm')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False", "True", "False"]
 
 
 def test_importing_loads_nothing_heavy():

@@ -6,7 +6,9 @@ import tomllib
 from pathlib import Path
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
-BLOCKS = re.findall(r"```\n(.*?)```", README, re.DOTALL)
+BLOCKS = re.findall(
+    r"^```\n(.*?)^```", re.sub(r"^```\w+\n.*?^```$", "", README, flags=re.M | re.S), re.M | re.S
+)
 
 
 def test_scripts_have_no_syntax_error():
@@ -22,6 +24,7 @@ def test_configurations_are_toml_and_their_parts_are_understood():
 
     from hard_fast.augment import AugmentorConfig
     from hard_fast.evals.surveyor import EvaluationConfig
+    from hard_fast.models.zoo import TeacherConfig
 
     trees = [tomllib.loads(block) for block in BLOCKS if block.startswith("[")]
     assert len(trees) >= 2
@@ -30,3 +33,5 @@ def test_configurations_are_toml_and_their_parts_are_understood():
             TypeAdapter(AugmentorConfig).validate_python(tree["augmentor"])
         if "evaluation" in tree:
             EvaluationConfig(**tree["evaluation"])
+        if "teacher" in tree:
+            assert len(TeacherConfig(**tree["teacher"]).also) == 1

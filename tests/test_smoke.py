@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from hard_fast.config import RunConfig
-from hard_fast.engine import check_batches
 from hard_fast.runtime.configfile import CONFIG_FOLDER, Source, parse, read
 from hard_fast.runtime.dist import World
 from hard_fast.smoke import shrink
+from hard_fast.train_config import check_batches
 from hard_fast.trainer import Trainer
 
 
@@ -68,3 +68,15 @@ def test_what_is_no_table_is_left_to_the_check_of_the_configuration():
     tree["student"] = {"name": "python:a:b", "options": {"trunk": []}}
     small = shrink(Source(tree, {})).tree
     assert small["augmentor"] == tree["augmentor"] and small["student"] == tree["student"]
+
+
+def test_several_teachers_stay_as_many(tiny_run):
+    tree = tiny_run | {"smoke": True}
+    also = {"name": "resnet50", "weight": 2.0, "checkpoint": "gone.pth", "precision": "bf16"}
+    tree["teacher"] = tiny_run["teacher"] | {"also": [also], "weight": 3.0}
+    small = shrink(Source(tree, {})).tree["teacher"]
+    assert small["weight"] == 3.0
+    assert small["also"] == [{"name": "test_resnet", "options": {}, "weight": 2.0}]
+    # What is no table is for the configuration to refuse.
+    tree["teacher"] = tiny_run["teacher"] | {"also": ["resnet50"]}
+    assert shrink(Source(tree, {})).tree["teacher"]["also"] == ["resnet50"]

@@ -1,37 +1,13 @@
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from hard_fast.runtime.configfile import ConfigError, dump, merge
-from hard_fast.study import load_study, main
-
-
-@pytest.fixture
-def study(tiny_run, tmp_path):
-    """A study's tree: a teacher of one seed, and two rows of two seeds that learn from it."""
-    common = {key: tiny_run[key] for key in ("data", "optim", "train")} | {
-        "run_dir": str(tmp_path / "study"),
-        "student": {"name": "mlp", "options": {"hidden": [8]}},
-    }
-    hard = {k: tiny_run[k] for k in ("augmentor", "objective", "schedule", "augmentor_optim")}
-    return common | {
-        "study": {
-            "title": "tiny",
-            "seeds": [0, 1],
-            "metrics": ["top1"],
-            "reach": "kd",
-            "paper": {"hard": {"top1": 68.9}},
-        },
-        "rows": {
-            "teacher": {
-                "seeds": [5],
-                "run": {"student": tiny_run["teacher"], "objective": {"kind": "ce"}},
-            },
-            "kd": {"teacher_row": "teacher", "run": {"objective": {"kind": "kd"}}},
-            "hard": {"teacher_row": "teacher", "run": hard},
-        },
-    }
+from hard_fast.runtime.configfile import dump, merge
+from hard_fast.study import main
 
 
 def write(tmp_path, tree):
@@ -78,33 +54,28 @@ def test_a_failed_run_is_named_and_the_rest_goes_on(study, tmp_path, capsys):
     assert "teacher" in shown.out
 
 
-def test_rows_seeds_and_teachers(study, tmp_path):
-    _, runs, study_dir = load_study(write(tmp_path, study), [])
-    assert [(run.row, run.seed) for run in runs] == [
-        ("teacher", 5),
-        ("kd", 0),
-        ("kd", 1),
-        ("hard", 0),
-        ("hard", 1),
-    ]
-    teacher = runs[0]
-    assert all(run.teacher is teacher and run.depth == 1 for run in runs[1:])
-    assert len({run.run_dir for run in runs}) == 5
-    assert all(run.run_dir.is_relative_to(study_dir) for run in runs)
-    study["rows"]["teacher"]["seeds"] = [1, 5]
-    _, runs, _ = load_study(write(tmp_path, study), [])
-    taught = {(run.row, run.seed): run.teacher.seed for run in runs if run.teacher}
-    assert taught["kd", 1] == 1 and taught["kd", 0] == 1
-
-
-def test_the_directory_of_a_run_follows_its_configuration(study, tmp_path):
-    config = write(tmp_path, study)
-    _, runs, _ = load_study(config, [])
-    _, same, _ = load_study(config, [])
-    _, other, _ = load_study(config, ["rows.teacher.run.optim.lr=0.5"])
-    assert [run.run_dir for run in runs] == [run.run_dir for run in same]
-    # Another teacher is another experiment for its students too.
-    assert not {run.run_dir for run in runs} & {run.run_dir for run in other}
+@pytest.mark.slow
+def test_a_study_that_is_stopped_stops_its_runs_and_goes_on(study, tmp_path):
+    study["rows"] = {"teacher": study["rows"]["teacher"]}
+    study["train"] |= {"steps": 3000, "eval_every_epochs": 300}
+    del study["study"]["paper"], study["study"]["reach"]
+    command = [sys.executable, "-m", "hard_fast.study", "--config", write(tmp_path, study)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not list((tmp_path / "study").glob("teacher/*/metrics.jsonl")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(60) == 143
+    assert "SIGTERM: its runs have saved" in process.stderr.read()
+    (run_dir,) = (tmp_path / "study" / "teacher").iterdir()
+    assert "SIGTERM: saved" in (run_dir / "log.txt").read_text()
+    steps = max(int(note.stem[5:]) for note in run_dir.glob("checkpoints/step_*.json"))
+    assert 0 < steps < 3000
+    # No run is left behind: its directory is free, and the run goes on from there.
+    done = subprocess.run([*command, "study.jobs=1"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = (run_dir / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(rows[-1])["step"] == 3000
 
 
 @pytest.mark.parametrize(
@@ -131,25 +102,8 @@ def test_a_mistake_ends_in_one_line_before_anything_runs(study, tmp_path, capsys
     assert not Path(study["run_dir"]).exists()
 
 
-def test_an_override_that_a_row_would_ignore_is_refused(study, tmp_path):
-    config = write(tmp_path, study)
-    with pytest.raises(ConfigError, match=r"objective.kind: row teacher sets its own; add rows"):
-        load_study(config, ["objective.kind=kd"])
-    _, runs, _ = load_study(config, ["optim.lr=0.5"])
-    assert all(run.config.optim.lr == 0.5 for run in runs)
-
-
 def test_a_single_run_is_sent_to_its_own_command(tiny_run, tmp_path, capsys):
     path = tmp_path / "run.toml"
     path.write_text(dump(tiny_run))
     assert main(["--config", str(path)]) == 2
     assert "hard_fast.train --config" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", ["..", "../b", "a/b", "\n"])
-def test_a_row_stays_in_the_directory_of_its_study(tmp_path, name):
-    path = tmp_path / "study.toml"
-    study = 'study = { title = "x", metrics = ["top1"] }'
-    path.write_text(f"{study}\nrows = {{ {json.dumps(name)} = {{}} }}")
-    with pytest.raises(ConfigError, match="names a folder of the study"):
-        load_study(str(path), [])

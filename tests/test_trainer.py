@@ -129,7 +129,7 @@ def test_idle_networks_do_not_change(tiny_run):
             trainer.net.learn(switch.after)
             if phase.value == "augmentor":
                 trainer.bank.save()
-                trainer.phase_meter.take()
+                trainer.learning.phase_meter.take()
     assert len(seen) == 2 and same(teacher, trainer.net.teacher.state_dict())
 
 
@@ -450,7 +450,7 @@ def test_a_long_run_keeps_nothing_of_its_steps(tiny_run):
             if switch:
                 # The bank keeps an augmentor for each turn, by design.
                 trainer.net.learn(switch.after)
-                trainer.phase_meter.take()
+                trainer.learning.phase_meter.take()
             if trainer.step % 10 == 0:
                 trainer._late_row.begin(trainer.journal, trainer.step, trainer.last_phase)
 

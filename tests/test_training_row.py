@@ -1,3 +1,5 @@
+import time
+
 import torch
 
 from hard_fast.config import RunConfig
@@ -10,6 +12,22 @@ from hard_fast.runtime.rows import read_rows
 from hard_fast.trainer import Trainer
 from hard_fast.training_row import TrainingRow
 from hard_fast.types import Phase
+
+
+def test_who_waits_for_data_is_told_and_no_row_says_so(tiny_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("hard_fast.data.waiting._LONG_S", 0.05)
+    config = parse(RunConfig, Source(tiny_run, {}))
+    engine = Trainer(config, World(0, 1, torch.device("cpu"))).engine
+    meter, clock, place = Meter(), Clock(), {"num_steps": 9, "first_step": 0}
+    row = TrainingRow(engine, meter, clock, 4)
+    with Journal(tmp_path, **place, use_tensorboard=False) as journal:
+        for step in (2, 4, 6):
+            time.sleep(0.06)
+            clock.count(1, 0.05)
+            meter.add(Phase.STUDENT, {"loss": torch.tensor(1.0)})
+            row.begin(journal, step, Phase.STUDENT)
+    assert capsys.readouterr().err.count("step 4: ") == 1
+    assert {row["kind"] for row in read_rows(tmp_path / "metrics.jsonl")} == {"train"}
 
 
 def test_a_row_is_written_late_and_once_and_says_what_was_skipped(tiny_run, tmp_path):

@@ -27,6 +27,7 @@ from hard_fast.augment.fixed import (
     RandomWarp,
     ShiftsConfig,
     StandardConfig,
+    standard,
 )
 from hard_fast.augment.generator import Generator, GeneratorConfig
 from hard_fast.augment.mix import PatchMix, PatchMixConfig
@@ -97,8 +98,8 @@ def build_augmentor(config: AugmentorConfig, shape: torch.Size, is_picture: bool
     match config:
         case IdentityConfig():
             return Identity()
-        case StandardConfig(rotation_deg=rotation_deg, crop_px=crop_px, flip=flip):
-            return RandomWarp(rotation_deg=rotation_deg, shift_px=crop_px, flip=flip)
+        case StandardConfig():
+            return standard(config, shape[2])
         case RandomAffineConfig():
             return RandomWarp(
                 rotation_deg=config.rotation_deg,
@@ -107,7 +108,7 @@ def build_augmentor(config: AugmentorConfig, shape: torch.Size, is_picture: bool
                 translate=config.translate,
             )
         case ShiftsConfig(max_px=max_px):
-            return RandomWarp(shift_px=max_px)
+            return RandomWarp(shift_px=max_px, full_px=shape[2])
         case MixupConfig(alpha=alpha):
             return Mixup(alpha)
         case CutmixConfig(alpha=alpha):

@@ -35,7 +35,7 @@ class AutoAugment(Randomized):
         from torchvision.transforms import autoaugment
 
         levels = RAND.levels(shape[1], shape[2], _NUM_BINS)
-        super().__init__(list(Operation), levels)
+        super().__init__(list(Operation), levels, shape[2])
         theirs = autoaugment.AutoAugment(autoaugment.AutoAugmentPolicy(config.policy))
         steps = [step for policy in theirs.policies for step in policy]
         self.num_policies = len(theirs.policies)
@@ -63,7 +63,7 @@ class AutoAugment(Randomized):
         policy = (noise["policy"] * self.num_policies).long().clamp(max=self.num_policies - 1)
         is_applied = noise["chance"] < self.chance_PL[policy]
         operation = torch.where(is_applied, self.operation_PL[policy], Operation.IDENTITY.value)
-        level = self.level_PL[policy]
+        level = self.fitted(operation, self.level_PL[policy], view.image.shape[3])
         is_negative = self.has_sign[operation] & (noise["sign"] < 0.5)
         level = torch.where(is_negative, -level, level)
         image = to_bytes(view.image)

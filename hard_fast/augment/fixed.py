@@ -100,7 +100,11 @@ class Identity(Augmentor):
 
 
 class RandomWarp(Augmentor):
-    """A warp per image from uniform ranges: standard, random affine and shifts are cases of it."""
+    """A warp per image from uniform ranges: standard, random affine and shifts are cases of it.
+
+    Args:    shift_px: in pictures of `full_px` columns; in smaller ones as much less. None of the
+                       latter: in all.
+    """
 
     def __init__(
         self,
@@ -109,11 +113,13 @@ class RandomWarp(Augmentor):
         shear_deg: float | Cycle = 0.0,
         scale: tuple[float, float] = (1.0, 1.0),
         shift_px: int | Cycle | None = None,
+        full_px: int | None = None,
         translate: float | Cycle = 0.0,
         flip: bool = False,
     ) -> None:
         super().__init__()
         self.scale, self.flip, self.is_whole = scale, flip, shift_px is not None
+        self.full_px = full_px
         self.hold(rotation=_radians(rotation_deg), shear=_radians(shear_deg))
         self.hold(shift=translate if shift_px is None else shift_px)
 
@@ -147,9 +153,15 @@ class RandomWarp(Augmentor):
         if not self.is_whole:
             return (2.0 * uniform_B2 - 1.0) * (2.0 * self.shift)
         # Whole pixels, each of the 2 * shift_px + 1 places equally likely.
-        shift_px = self.shift.round()
+        shift_px = (self.shift * (size[1] / (self.full_px or size[1]))).round()
         moved = torch.floor(uniform_B2 * (2.0 * shift_px + 1.0)) - shift_px
         return moved * uniform_B2.new_tensor([2.0 / size[1], 2.0 / size[0]])
+
+
+def standard(config: StandardConfig, full_px: int) -> RandomWarp:
+    """Rotation, crop and flip, for pictures of so many columns."""
+    turned = {"rotation_deg": config.rotation_deg, "flip": config.flip}
+    return RandomWarp(**turned, shift_px=config.crop_px, full_px=full_px)
 
 
 class Mixup(Augmentor):

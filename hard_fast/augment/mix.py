@@ -61,6 +61,7 @@ class PatchMix(Augmentor):
         super().__init__()
         channels, height, width = shape
         self.group, self.temperature = config.group, config.temperature
+        self.size = (height, width)
         self.patch_px = config.patch_px or _default_patch(height, width)
         if height % self.patch_px or width % self.patch_px:
             raise ValueError(
@@ -91,8 +92,14 @@ class PatchMix(Augmentor):
         return View(image, (share_MG1 * view.target_BK.unflatten(0, (-1, self.group))).sum(1))
 
     def weigh(self, image: Tensor, noise_MD: Tensor) -> Tensor:
-        """[M,G,Hp,Wp] fp32 weights of each group's patches; they sum to one over G."""
-        patch = self.projection(to_float(image) - 0.5).float() + self.position
+        """[M,G,Hp,Wp] fp32 weights of each group's patches; they sum to one over G.
+
+        Pictures of another size have as many patches, and are weighed at the full size.
+        """
+        image = to_float(image)
+        if image.shape[2:] != self.size:
+            image = F.interpolate(image, self.size, mode="bilinear")
+        patch = self.projection(image - 0.5).float() + self.position
         patch = F.normalize(patch, dim=1).unflatten(0, (-1, self.group))
         query_MD = self.mean + self.log_scale.exp() * noise_MD
         # A sum of products, not a matmul: that would run in half precision under autocast.

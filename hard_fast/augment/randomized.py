@@ -93,23 +93,36 @@ AUGMIX = Space(0.3, 1 / 3, is_share=True, degrees=30.0, enhance=0.9, bits=(4, 0)
 
 
 class Randomized(Augmentor):
-    """Rows of operations drawn uniformly, each at the level of one of its bins."""
+    """Rows of operations drawn uniformly, each at the level of one of its bins.
 
-    def __init__(self, operations: Sequence[int], levels: Tensor) -> None:
+    Args:    levels: [operations,bins], for pictures of `full_px` columns.
+    """
+
+    def __init__(self, operations: Sequence[int], levels: Tensor, full_px: int) -> None:
         super().__init__()
+        self.full_px = full_px
         self.register_buffer("operations", torch.tensor(list(operations)), persistent=False)
         self.register_buffer("levels", levels, persistent=False)
         has_sign = torch.zeros(len(Operation), dtype=torch.bool)
         has_sign[[*_GEOMETRY, *_COLOURS]] = True
         self.register_buffer("has_sign", has_sign, persistent=False)
 
-    def choose(self, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """Operations and their levels from [...,3] draws in [0,1): which, which bin, which sign."""
+    def choose(self, uniform: Tensor, width_px: int) -> tuple[Tensor, Tensor]:
+        """Operations and their levels from [...,3] draws in [0,1): which, which bin, which sign.
+
+        Args:    width_px: of the pictures that they are for.
+        """
         operation = self.operations[_place(uniform[..., 0], len(self.operations))]
         bin = self.bins(uniform[..., 1]).clamp(max=self.levels.shape[1] - 1)
-        level = self.levels[operation, bin]
+        level = self.fitted(operation, self.levels[operation, bin], width_px)
         is_negative = self.has_sign[operation] & (uniform[..., 2] < 0.5)
         return operation, torch.where(is_negative, -level, level)
+
+    def fitted(self, operation: Tensor, level: Tensor, width_px: int) -> Tensor:
+        """The same levels in pictures of another width, in which shifts are as much shorter."""
+        along_x, along_y = Operation.TRANSLATE_X.value, Operation.TRANSLATE_Y.value
+        is_shift = (operation == along_x) | (operation == along_y)
+        return torch.where(is_shift, level * (width_px / self.full_px), level)
 
     def bins(self, uniform: Tensor) -> Tensor:
         """int64 bins, from the weakest on, from draws in [0,1); of the same shape."""
@@ -126,7 +139,8 @@ class RandomOperations(Randomized):
     def __init__(self, config: TrivialConfig | RandConfig, shape: torch.Size) -> None:
         has_one_level = isinstance(config, RandConfig)
         space, num_bins = (RAND, 31) if has_one_level else (TRIVIAL, config.bins)
-        super().__init__(list(Operation), space.levels(shape[1], shape[2], num_bins))
+        levels = space.levels(shape[1], shape[2], num_bins)
+        super().__init__(list(Operation), levels, shape[2])
         self.has_one_level, self.num = has_one_level, config.num if has_one_level else 1
         self.hold(strength=config.magnitude if has_one_level else config.strength)
 
@@ -142,7 +156,7 @@ class RandomOperations(Randomized):
 
     def forward(self, view: View, noise: Noise) -> View:
         """The images after the last operation."""
-        operation_BL, level_BL = self.choose(noise["uniform"])
+        operation_BL, level_BL = self.choose(noise["uniform"], view.image.shape[3])
         image = to_bytes(view.image)
         for place in range(self.num):
             image = apply_each(image, operation_BL[:, place], level_BL[:, place])
@@ -160,7 +174,7 @@ class Augmix(Randomized):
     def __init__(self, config: AugmixConfig, shape: torch.Size) -> None:
         left_out = {Operation.IDENTITY, *([] if config.all_operations else _COLOURS)}
         levels = AUGMIX.levels(shape[1], shape[2], 10)
-        super().__init__([one for one in Operation if one not in left_out], levels)
+        super().__init__([one for one in Operation if one not in left_out], levels, shape[2])
         self.hold(severity=config.severity)
         self.width, self.max_depth, self.alpha = config.width, config.max_depth, config.alpha
 
@@ -185,7 +199,7 @@ class Augmix(Randomized):
         """The mixtures."""
         original = to_bytes(view.image)
         num = len(original)
-        operation, level = self.choose(noise["uniform"].flatten(0, 1))
+        operation, level = self.choose(noise["uniform"].flatten(0, 1), original.shape[3])
         depth = 1 + _place(noise["depth"], self.max_depth).flatten()
         chains = original.repeat_interleave(self.width, 0, output_size=num * self.width)
         for place in range(self.max_depth):

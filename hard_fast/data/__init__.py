@@ -6,17 +6,16 @@ import torch
 from pydantic import Field
 
 from hard_fast.data.arrays import (
-    ArrayLoader,
     Arrays,
     DataSet,
     Loader,
     Part,
     place,
-    shift_corners,
 )
 from hard_fast.data.npz import NpzConfig, read_npz
 from hard_fast.data.pictures import open_pictures
 from hard_fast.data.readers import Cifar10Config, MnistConfig, read_cifar10, read_mnist
+from hard_fast.data.shifted import shift_corners
 from hard_fast.data.sources import PicturesConfig
 from hard_fast.data.toys import (
     DigitsConfig,
@@ -28,7 +27,6 @@ from hard_fast.data.toys import (
 )
 
 __all__ = [
-    "ArrayLoader",
     "Arrays",
     "DataConfig",
     "DataSet",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hard_fast.data.growing import SizeAt
 from hard_fast.types import Batch
 
 
@@ -33,9 +34,17 @@ class Blank:
         return self._like.dtype == torch.uint8
 
     def loader(
-        self, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        size_at: SizeAt | None = None,
     ) -> "BlankLoader":
-        """Batches of zeros; `batch_size` is that of all processes together."""
+        """Batches of zeros, of one size; `batch_size` is that of all processes together."""
+        assert size_at is None, "pictures made of nothing do not grow"
+
         if not 1 <= batch_size <= self.num:
             raise ValueError(
                 f"train.batch_size = {batch_size}: must be from 1 to data.train_zeros = {self.num}"

@@ -24,6 +24,7 @@ from hard_fast.data.decoding import (
 )
 from hard_fast.data.eval_pass import eval_batches
 from hard_fast.data.feed import Feed
+from hard_fast.data.growing import SizeAt
 from hard_fast.data.order import Order, Work
 from hard_fast.data.pipelines import find_unreadable, import_dali, train_pipeline
 from hard_fast.data.resizing import Resizing
@@ -63,6 +64,7 @@ class TrainLoader:
 
     Args:    batch_size: of the global batch, over all processes.
              seed: of the run.
+             size_at: the pictures' side at each step; None: the configured one.
              resize_in_graph: DALI resizes without a GPU too, as it does on one, more slowly.
     Raises:  ValueError if the batch is larger than the part or does not divide by the processes,
              or DALI is not installed.
@@ -78,10 +80,12 @@ class TrainLoader:
         device: torch.device,
         rank: int = 0,
         world_size: int = 1,
+        size_at: SizeAt | None = None,
         resize_in_graph: bool = False,
     ) -> None:
         import_dali()
         self._samples, self._config = samples, config
+        self._size_at: SizeAt = size_at or (lambda step: config.size)
         self._order = Order(
             len(samples.label),
             batch_size,
@@ -173,10 +177,11 @@ class TrainLoader:
 
     def _open(self, first: Work) -> None:
         """Build the pipeline of this step's batch and of those that follow."""
-        order, step = self._order, self._step
-        width = None if self._resizer else self._config.size
-        # It holds no reference to this object, which would keep both of them alive.
-        self._feed = Feed(self._samples, lambda i: order.work(step + i) if i else first, width)
+        order, step, size_at = self._order, self._step, self._size_at
+        width_at = None if self._resizer else lambda i: size_at(step + i)
+        # They hold no reference to this object, which would keep both of them alive.
+        plan = lambda i: order.work(step + i) if i else first  # noqa: E731
+        self._feed = Feed(self._samples, plan, width_at)
         self._pipeline = train_pipeline(
             self._feed, self._config, order.share, self._device, self._num_threads
         )
@@ -209,11 +214,13 @@ class TrainLoader:
                     work = self._order.work(self._step + num_lost)
                 continue
             assert np.array_equal(index, work.index), "DALI returned other samples than asked for"
+            size_px = self._size_at(self._step)
             self._step += 1
             state = self._describe()
             if self._resizer is None:
                 return _Decoded(to_tensor(pictures), index, state)
-            return _Decoded(self._resizer.stretched(pictures, work.is_flipped), index, state)
+            image = self._resizer.stretched(pictures, work.is_flipped, size_px)
+            return _Decoded(image, index, state)
 
     def _mended(self, work: Work, error: RuntimeError, is_new: bool) -> Work:
         """A batch that failed, with others of it in the place of those that are to blame.

@@ -22,12 +22,15 @@ class Feed:
     Pictures in shards are read by threads of its own, one batch before they are asked for. One
     that cannot be read comes out empty, so that decoding it fails and it is found.
 
-    Args:    width_px: of finished training pictures, None where the graph does not resize them.
+    Args:    width_at: of finished training pictures in an iteration, px; None where the graph does
+                       not resize them.
     """
 
-    def __init__(self, samples: Samples, plan: Plan, width_px: int | None = None) -> None:
+    def __init__(
+        self, samples: Samples, plan: Plan, width_at: Callable[[int], int] | None = None
+    ) -> None:
         self.has_paths = not samples.offset.any()
-        self.width_px = width_px
+        self.width_at = width_at
         self._samples, self._plan = samples, plan
         self._pool = None if self.has_paths else ThreadPoolExecutor(_NUM_READERS, "read")
         self._reading: dict[int, list[Future[list[np.ndarray]]]] = {}
@@ -43,11 +46,11 @@ class Feed:
             encoded = self._read(info.iteration, work)
         if work.crop is None:
             return encoded, work.index
-        if self.width_px is None:
+        if self.width_at is None:
             return encoded, work.index, work.crop
         # DALI mirrors what it resizes to a negative width: a flip that costs nothing.
         sign = np.where(work.is_flipped, np.float32(-1), np.float32(1))
-        return encoded, work.index, work.crop, sign * np.float32(self.width_px)
+        return encoded, work.index, work.crop, sign * np.float32(self.width_at(info.iteration))
 
     def close(self) -> None:
         """Let go of the threads."""

@@ -8,6 +8,7 @@ import torch
 
 from hard_fast.data.arrays import Arrays, DataSet
 from hard_fast.data.dali import TrainLoader, eval_batches
+from hard_fast.data.growing import SizeAt
 from hard_fast.data.pipelines import import_dali
 from hard_fast.data.sources import PicturesConfig, Samples, read_pictures
 from hard_fast.types import Batch
@@ -41,7 +42,13 @@ class Pictures:
         return True
 
     def loader(
-        self, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        size_at: SizeAt | None = None,
     ) -> TrainLoader:
         """Random crops, mirrored half of the time; `batch_size` is over all processes."""
         return TrainLoader(
@@ -52,6 +59,7 @@ class Pictures:
             device=self.device,
             rank=rank,
             world_size=world_size,
+            size_at=size_at,
         )
 
     def batches(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:

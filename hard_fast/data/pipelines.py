@@ -66,19 +66,20 @@ def train_pipeline(
 ) -> Any:
     """A built pipeline of (crops, [B] int32 positions).
 
-    Returns: uint8 HWC: [B,size,size,3], mirrored where the plan says so, if the feed has a width;
+    Returns: uint8 HWC: square ones, mirrored where the plan says so, if the feed has a width;
              else each crop in its own size, for `resizing.Resizer`.
     """
-    fn = import_dali().fn
+    dali = import_dali()
+    fn = dali.fn
     pipeline = _pipeline(batch_size, device, num_threads, config.prefetch)
     with pipeline:
-        encoded, index, crop, *width = _inputs(feed, 3 if feed.width_px is None else 4)
+        encoded, index, crop, *width = _inputs(feed, 3 if feed.width_at is None else 4)
         image, _ = _decoded(encoded, device, crop)
         if width:
             image = fn.resize(
                 image,
                 resize_x=width[0],
-                resize_y=float(config.size),
+                resize_y=dali.math.abs(width[0]),
                 interp_type=_interpolation(config),
                 antialias=True,
             )

@@ -15,9 +15,9 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 
-from hard_fast.data.arrays import Arrays, DataSet, SplitConfig, with_shifted
+from hard_fast.data.arrays import Arrays, DataSet, SplitConfig
+from hard_fast.data.shifted import ShiftedConfig
 
 MNIST_FOLDERS = ("", "raw", "MNIST/raw", "mnist/raw")
 CIFAR10_FOLDERS = ("", "cifar-10-batches-bin", "cifar10/cifar-10-batches-bin")
@@ -26,18 +26,16 @@ _MOST_TIMES = 1032
 CIFAR10_TRAIN = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
 
 
-class MnistConfig(SplitConfig):
+class MnistConfig(ShiftedConfig):
     """MNIST, or any set in its four idx files with labels 0 to 9, gzipped or not."""
 
     kind: Literal["mnist"] = "mnist"
     root: str | None = None
     """Folder of the files, or of raw/, MNIST/raw/ or mnist/raw/."""
-    shift_px: int = Field(default=3, ge=1)
-    """How far the images of the shifted test set are moved along each axis."""
 
 
 def read_mnist(config: MnistConfig) -> DataSet:
-    """MNIST with its test set as it is ("centered") and as MNIST-C translates it ("shifted")."""
+    """MNIST; its test is scored as it is ("centered") and as MNIST-C translates it ("shifted")."""
     root = _root(config.root, "mnist")
 
     def read_part(prefix: str) -> Arrays:
@@ -49,7 +47,7 @@ def read_mnist(config: MnistConfig) -> DataSet:
     test = read_part("t10k")
     train = read_part("train") if config.reads_train else test
     check_same_shape(train, test, root)
-    return DataSet(10, train, None, with_shifted(test, config.shift_px))
+    return DataSet(10, train, None, {"test": test})
 
 
 def read_idx(path: Path, ndim: int) -> np.ndarray:

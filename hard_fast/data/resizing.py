@@ -50,21 +50,21 @@ class Resizer:
         self._num_threads = (num_threads + 2) // 3
         self._pool = ThreadPoolExecutor(self._num_threads, "resize")
 
-    def stretched(self, pictures: Any, is_flipped: np.ndarray) -> Resizing:
-        """For training: each picture stretched to the training size, some of them mirrored.
+    def stretched(self, pictures: Any, is_flipped: np.ndarray, size_px: int) -> Resizing:
+        """For training: each picture stretched to a square, some of them mirrored.
 
-        Args:    is_flipped: [B] bool.
+        Args:    is_flipped: [B] bool. size_px: of its sides.
         """
 
         def finish(i: int, picture_HW3: Tensor, out: np.ndarray) -> None:
-            image = self._resized(picture_HW3, self._size, self._size)
+            image = self._resized(picture_HW3, size_px, size_px)
             if is_flipped[i]:
                 # Whole pixels are twice as fast to mirror as single bytes. (torch.flip is faster,
                 # but opens OpenMP threads below each of ours.)
                 out, image = out.view("V3"), image.view("V3")[:, ::-1]
             np.copyto(out, image)
 
-        return self._start(pictures, finish)
+        return self._start(pictures, size_px, finish)
 
     def centred(self, pictures: Any) -> Resizing:
         """For evaluation: the shorter side resized and the centre cut out.
@@ -80,15 +80,17 @@ class Resizer:
             top, left = (round((side - self._size) / 2) for side in new)
             np.copyto(out, image[top : top + self._size, left : left + self._size])
 
-        return self._start(pictures, finish)
+        return self._start(pictures, self._size, finish)
 
     def close(self) -> None:
         """Let go of the threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _start(self, pictures: Any, finish: Callable[[int, Tensor, np.ndarray], None]) -> Resizing:
+    def _start(
+        self, pictures: Any, size_px: int, finish: Callable[[int, Tensor, np.ndarray], None]
+    ) -> Resizing:
         num = len(pictures)
-        image = np.empty((num, self._size, self._size, 3), np.uint8)
+        image = np.empty((num, size_px, size_px, 3), np.uint8)
 
         def run(chunk: np.ndarray) -> None:
             for i in chunk.tolist():

@@ -179,6 +179,8 @@ def list_parts(root: Path) -> tuple[tuple[str, ...], Listing, Listing | None]:
     if not (root / "train").is_dir():
         shards = sorted(path.name for path in root.glob("*.tar"))
         hint = f" (for its shards give their names, such as {root}/{shards[0]})" if shards else ""
+        if root.name in ("train", "val"):
+            hint = f" (or give the folder above: data.root = {str(root.parent)!r})"
         raise ValueError(f"{root}: no train/ in it; put the pictures in train/<class>/{hint}")
     classes, train = list_part(root, "train")
     if not (root / "val").is_dir():

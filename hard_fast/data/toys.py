@@ -6,21 +6,20 @@ import torch
 from pydantic import Field, model_validator
 from torch.nn import functional as F
 
-from hard_fast.data.arrays import TEST_SEED, Arrays, DataSet, SplitConfig, split_off, with_shifted
+from hard_fast.data.arrays import TEST_SEED, Arrays, DataSet, SplitConfig, split_off
+from hard_fast.data.shifted import ShiftedConfig
 from hard_fast.runtime.seed import derive_seed
 
 _DIGITS_CANVAS_PX = 28
 _DIGITS_TOP = 16
 
 
-class DigitsConfig(SplitConfig):
+class DigitsConfig(ShiftedConfig):
     """scikit-learn's bundled 1,797 real handwritten digits, as a small MNIST."""
 
     kind: Literal["digits"] = "digits"
     test_share: float = Field(default=0.2, gt=0.0, lt=1.0)
     """Share of the images split off for the test, the same ones in every run."""
-    shift_px: int = Field(default=3, ge=1)
-    """How far the images of the shifted test set are moved along each axis."""
     classes: tuple[Annotated[int, Field(ge=0, le=9)], ...] | None = Field(
         default=None, min_length=2
     )
@@ -51,7 +50,7 @@ def read_digits(config: DigitsConfig) -> DataSet:
     if config.classes is not None:
         train, test = (_only(part, config.classes) for part in (train, test))
     num_classes = 10 if config.classes is None else len(config.classes)
-    return DataSet(num_classes, train, None, with_shifted(test, config.shift_px))
+    return DataSet(num_classes, train, None, {"test": test})
 
 
 def _only(arrays: Arrays, classes: tuple[int, ...]) -> Arrays:

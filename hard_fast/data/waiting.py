@@ -7,6 +7,44 @@ from typing import Self
 
 import torch
 
+# What is worth a word: so large a share of at least so many seconds.
+_SHARE, _LONG_S = 0.25, 30.0
+
+
+class WaitAdvice:
+    """Says once that a run waits for its data for too much of its time.
+
+    It depends on the clock, so it is for the person alone and no row of the metrics.
+    """
+
+    def __init__(self) -> None:
+        self._has_spoken = False
+        self._seconds, self._began_s, self._wait_s = None, 0.0, 0.0
+
+    def after(self, share: float, seconds: float) -> str | None:
+        """What to tell after some steps of the run, if anything.
+
+        Args:    share: of the time since the last call, which went in waiting. The first call
+                 counts for nothing: filling the queues is no steady state.
+                 seconds: of the run so far.
+        """
+        if self._seconds is None:
+            self._seconds = self._began_s = seconds
+            return None
+        self._wait_s += share * (seconds - self._seconds)
+        self._seconds, long_s = seconds, seconds - self._began_s
+        if self._has_spoken or long_s < _LONG_S:
+            return None
+        waited = self._wait_s / long_s
+        self._began_s, self._wait_s = seconds, 0.0
+        self._has_spoken = waited >= _SHARE
+        if not self._has_spoken:
+            return None
+        return (
+            f"{waited:.0%} of the last {long_s:.0f} s went in waiting for data; where it is "
+            "pictures, a faster disk, tar shards in place of a folder, or more data.threads help"
+        )
+
 
 class HostWait:
     """Adds up the time that the process spends inside `with` blocks."""

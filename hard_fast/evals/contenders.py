@@ -182,7 +182,7 @@ def _network(
     channels, _, size = data.train.image_shape
     sizes = {"num_classes": data.num_classes, "in_channels": channels, "image_size": size}
     built = build_network(network, **sizes, frozen=True)
-    amp = amp_dtype(config.train.precision, device) if network.precision == "auto" else None
+    amp = amp_dtype(config.train.precision, device) if network.uses_autocast else None
     return Tapped(built, (), amp).to(device, memory_format=torch.channels_last).eval()
 
 

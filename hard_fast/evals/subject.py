@@ -17,7 +17,7 @@ from hard_fast.evals.suites import PictureFormat
 from hard_fast.evals.survey import Opened, check_suites, picture_format
 from hard_fast.models.small import SMALL_NETS
 from hard_fast.models.taps import Tapped
-from hard_fast.models.zoo import NetworkConfig, build_network
+from hard_fast.models.zoo import NetworkConfig, TeacherConfig, build_network
 from hard_fast.runtime.compile import Precision, amp_dtype
 from hard_fast.runtime.configfile import (
     COMMAND_LINE,
@@ -56,7 +56,7 @@ class ModelConfig(Config):
     """A network by name, its teacher, and what both read."""
 
     model: NetworkConfig
-    teacher: NetworkConfig | None = None
+    teacher: TeacherConfig | None = None
     data: InputConfig = InputConfig()
 
 
@@ -117,11 +117,11 @@ class Subject:
                 built.append(None)
                 continue
             try:
-                bare = config.model_copy(update={"checkpointing": False})
+                bare = config.each(lambda one: one.model_copy(update={"checkpointing": False}))
                 network = build_network(bare, frozen=frozen, **sizes)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
-            precision = self.data.precision if config.precision == "auto" else "fp32"
+            precision = self.data.precision if config.uses_autocast else "fp32"
             network = Tapped(network, (), amp_dtype(precision, world.device))
             built.append(network.to(world.device, memory_format=torch.channels_last).eval())
         return built[0], built[1]
@@ -152,8 +152,8 @@ def open_model(
         return Subject(student.name, student, data, *_teacher(teacher, told, data_root))
     if config.teacher is None:
         return Subject(student.name, student, data)
-    teaches = _with_weights(config.teacher, "teacher", data_root)
-    return Subject(student.name, student, data, teaches, teaches.name)
+    teaches = config.teacher.each(lambda one: _with_weights(one, "teacher", data_root))
+    return Subject(student.name, student, data, teaches, teaches.title)
 
 
 def open_run(
@@ -185,7 +185,7 @@ def open_run(
         raise ValueError(f"{weights}: no such file{hint}")
     given = {"checkpoint": str(weights), "pretrained": False, "new_head": False}
     teaches = config.teacher if config.shares_classes else None
-    name = teaches and teaches.name
+    name = teaches and teaches.title
     if teacher is not None:
         teaches, name = _teacher(teacher, told, data_root)
     student = config.student.model_copy(update=given)
@@ -219,7 +219,7 @@ def _teacher(
     if name != "none" and not _is_run(name):
         config = _read_model({"model": {"name": name}, "teacher": {"name": name}}, overrides)
         assert config.teacher is not None
-        return _with_weights(config.teacher, "teacher", data_root), name
+        return config.teacher.each(lambda one: _with_weights(one, "teacher", data_root)), name
     if overrides:
         raise ValueError(f"{overrides[0]}: --teacher {name} is no network by name; remove one")
     return (None, None) if name == "none" else (open_run(Path(name), None, ()).student, name)

@@ -32,7 +32,7 @@ from hard_fast.export.formats import (
 from hard_fast.export.parity import FP32_TOLERANCE, INT8_TOLERANCE, compare_outputs
 from hard_fast.models.small import SMALL_NETS
 from hard_fast.models.taps import Normalized, Tapped
-from hard_fast.models.zoo import NetworkConfig, build_network, save_weights
+from hard_fast.models.zoo import Dressed, NetworkConfig, build_network, save_weights
 from hard_fast.runtime.files import write_atomic
 
 
@@ -48,11 +48,12 @@ class Sizes(NamedTuple):
         """C, H, W."""
         return self.channels, self.size, self.size
 
-    def build(self, config: NetworkConfig, *, frozen: bool) -> Normalized:
+    def build(self, config: NetworkConfig, *, frozen: bool) -> Dressed:
         """The network of these sizes, in eval mode; frozen: with its BatchNorm folded."""
         sizes = {"num_classes": self.num_classes, "in_channels": self.channels}
         # Files hold fp32, and nothing is learned here that would need memory for gradients.
-        plain = config.model_copy(update={"precision": "auto", "checkpointing": False})
+        changes = {"precision": "auto", "checkpointing": False}
+        plain = config.each(lambda one: one.model_copy(update=changes))
         network = build_network(plain, image_size=self.size, frozen=frozen, **sizes)
         return network.eval().requires_grad_(False)
 

@@ -35,7 +35,7 @@ from hard_fast.export.quantize import (
     fine_tune,
     training_images,
 )
-from hard_fast.models.taps import Normalized, Tapped
+from hard_fast.models.taps import Normalized, Tapped, bare
 from hard_fast.runtime.dist import World
 from hard_fast.runtime.environment import versions
 from hard_fast.runtime.rows import as_json
@@ -201,7 +201,7 @@ def _rows(
     times = time_calls(networks, shape)
     configs = {"student": order.subject.student, "teacher": order.subject.teacher}
     costs = {
-        name: count_costs(shelf.sizes.build(config, frozen=False).net, shape)
+        name: count_costs(bare(shelf.sizes.build(config, frozen=False)), shape)
         for name, config in configs.items()
         if config is not None
     }

@@ -125,7 +125,8 @@ class Tapped(nn.Module):
             return Outputs(result.logits_BK, taps | result.taps)
         if isinstance(result, Tensor):
             return Outputs(result, taps)
-        if not isinstance(result, tuple) or len(result) != 2:
+        # A tuple with names holds something else, such as auxiliary logits.
+        if type(result) is not tuple or len(result) != 2:
             raise ValueError(
                 f"a network must return logits or a pair of logits, not a {type(result).__name__}"
             )

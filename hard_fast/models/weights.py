@@ -5,6 +5,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,8 +14,16 @@ from hard_fast.runtime.archive import load_plain, reading_failure
 from hard_fast.runtime.files import write_atomic
 
 # Training frameworks wrap weights in one of these entries; averaged weights come first, as in timm.
-_ENTRIES = ("state_dict_ema", "state_dict", "model")
-_PREFIXES = ("module.", "model.", "_orig_mod.")
+_ENTRIES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+_ENTRIES += ("state_dict", "model_state_dict", "model")
+# torch's AveragedModel counts beside the weights.
+_COUNTER = "n_averaged"
+# Values that lie beside weights and cannot run code: timm and DeiT save their command line, others
+# a score as numpy has it, whose dtype is pickled under a class of its own.
+_NUMBERS = "?" + np.typecodes["AllInteger"] + np.typecodes["Float"]
+_SCALAR = np.float64(0).__reduce__()[0]
+_SAFE = [argparse.Namespace, np.dtype, *{type(np.dtype(code)) for code in _NUMBERS}]
+_SAFE += [(_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
 _NUM_LISTED = 3
 _log = logging.getLogger(__name__)
 
@@ -22,10 +31,11 @@ _log = logging.getLogger(__name__)
 def load_weights(net: nn.Module, path: str | Path, *, head: str | None = None) -> None:
     """Load a file of weights into a network, the bare one inside Normalized and Tapped.
 
-    Wrapping entries (`state_dict`, `model`, `state_dict_ema`) and prefixes that all keys carry
-    (`module.`, `model.`, `_orig_mod.`) are taken off. A file whose tensors have other names, but
-    one by one the network's shapes, is taken in its order, with a warning. Nothing in the file is
-    ever executed, and a network whose file does not fit is left as it was.
+    Wrapping entries (`state_dict`, `model` and the like, those of averaged weights first; else the
+    only one that holds weights) and prefixes that all keys carry (`module.`, `_orig_mod.`) are
+    taken off. A file whose tensors have other names, but one by one the network's shapes, is taken
+    in its order, with a warning. Nothing in the file is ever executed, and a network whose file
+    does not fit is left as it was.
 
     Args:    head: a module of the network that keeps its own weights, whatever the file holds.
     Raises:  ValueError if there is no such file, it holds no weights, or they do not fit.
@@ -103,29 +113,46 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         except Exception as error:
             raise ValueError(f"{path}: {reading_failure(error)}") from error
-    # timm and DeiT save their command line beside the weights; a Namespace holds only values.
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    with torch.serialization.safe_globals(_SAFE):
         content = load_plain(path, path)
-    while isinstance(content, Mapping) and (entry := _wrapping_entry(content)) is not None:
+    while isinstance(content, Mapping) and (entry := _wrapping_entry(content, path)) is not None:
         content = content[entry]
-    is_weights = isinstance(content, Mapping) and all(
+    if not _is_weights(content):
+        found = f", found {_first(list(map(str, content)))}" if isinstance(content, Mapping) else ""
+        raise ValueError(
+            f"{path}: holds no weights; expected a dictionary of tensors by name{found}"
+        )
+    return {key: tensor for key, tensor in content.items() if key != _COUNTER}
+
+
+def _is_weights(content: object) -> bool:
+    return isinstance(content, Mapping) and all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
     )
-    if not is_weights:
-        raise ValueError(f"{path}: holds no weights; expected a dictionary of tensors by name")
-    return dict(content)
 
 
-def _wrapping_entry(content: Mapping[str, object]) -> str | None:
-    held = (e for e in _ENTRIES if e in content and isinstance(content[e], Mapping))
-    return next(held, None)
+def _wrapping_entry(content: Mapping[str, object], path: Path) -> str | None:
+    """The entry with the weights; None where they lie bare, or are not to be found.
+
+    Raises:  ValueError if several are weights, and none has a name that says which to take.
+    """
+    named = [entry for entry in _ENTRIES if isinstance(content.get(entry), Mapping)]
+    if named or _is_weights(content):
+        return next(iter(named), None)
+    found = [entry for entry, value in content.items() if value and _is_weights(value)]
+    if len(found) > 1:
+        raise ValueError(
+            f"{path}: holds several sets of weights ({_first(list(map(str, found)))}); save the "
+            "one that is wanted alone"
+        )
+    return next(iter(found), None)
 
 
 def _without_prefixes(given: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors without prefixes that all their names carry and not all of the network's do."""
-    while given.keys() != own.keys():
-        shared = (p for p in _PREFIXES if given and _all_start(given, p) and not _all_start(own, p))
-        if (prefix := next(shared, None)) is None:
+    while given and given.keys() != own.keys():
+        prefix = next(iter(given)).partition(".")[0] + "."
+        if not _all_start(given, prefix) or _all_start(own, prefix):
             break
         given = {key.removeprefix(prefix): tensor for key, tensor in given.items()}
     return given

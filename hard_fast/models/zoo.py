@@ -3,12 +3,7 @@
 Letters: B images of a batch, C channels, H rows, W columns, K classes.
 """
 
-import importlib
-import inspect
-import re
-import sys
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -17,8 +12,11 @@ from torch import nn
 
 from hard_fast.models.checkpointing import checkpoint_activations
 from hard_fast.models.dropout import LayerDropoutConfig, drop_out
+from hard_fast.models.ensemble import Ensemble
 from hard_fast.models.folding import fold_batchnorm
+from hard_fast.models.from_timm import build_timm, is_timm_name
 from hard_fast.models.options import typed_options
+from hard_fast.models.own import PREFIX, build_own
 from hard_fast.models.small import SMALL_NETS
 from hard_fast.models.statistics import NORM_GAP
 from hard_fast.models.taps import Normalized, nearest, set_dtype
@@ -27,8 +25,20 @@ from hard_fast.models.weights import load_weights, save_weights
 from hard_fast.runtime.compile import Precision
 from hard_fast.runtime.configfile import Config
 
-__all__ = ["NetworkConfig", "Normalized", "build_network", "load_weights", "save_weights"]
+__all__ = [
+    "Dressed",
+    "NetworkConfig",
+    "Normalized",
+    "TeacherConfig",
+    "build_network",
+    "dress_network",
+    "load_weights",
+    "members_of",
+    "save_weights",
+]
 
+# Reads images in [0,1].
+Dressed = Normalized | Ensemble
 Statistics = tuple[Sequence[float], Sequence[float]]
 _IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -76,6 +86,62 @@ class NetworkConfig(Config):
             raise ValueError("checkpointing = true: what is computed again cannot have dropout")
         return self
 
+    @property
+    def members(self) -> list["NetworkConfig"]:
+        """The networks that answer together; of all but an ensemble the network alone."""
+        return [self]
+
+    @property
+    def title(self) -> str:
+        """What a table calls it."""
+        return " + ".join(member.name for member in self.members)
+
+    @property
+    def uses_autocast(self) -> bool:
+        """Whether any of it computes as train.precision says."""
+        return any(member.precision == "auto" for member in self.members)
+
+    def each(self, change: Callable[["NetworkConfig"], "NetworkConfig"]) -> "NetworkConfig":
+        """The same with every network in it changed."""
+        return change(self)
+
+
+class MemberConfig(NetworkConfig):
+    """One of several teachers."""
+
+    weight: float = Field(default=1.0, gt=0.0)
+    """Its share in the mean of their probabilities; only ratios count."""
+
+
+class TeacherConfig(MemberConfig):
+    """The network that is followed, or several that answer as one: their mean probability."""
+
+    also: list[MemberConfig] = []
+    """More teachers of the same classes, each with weights, statistics and a precision of its own;
+    see models/ensemble.py."""
+
+    @model_validator(mode="after")
+    def _answers_as_one(self) -> Self:
+        if not self.also and self.weight != 1.0:
+            raise ValueError(f"weight = {self.weight:g}: there is no other teacher; add also")
+        if self.also and any(member.num_classes is not None for member in self.members):
+            raise ValueError("num_classes: several teachers answer the data's classes; remove it")
+        return self
+
+    @property
+    def members(self) -> list[NetworkConfig]:
+        """The networks that answer together."""
+        return [self, *self.also]
+
+    def each(self, change: Callable[[NetworkConfig], NetworkConfig]) -> NetworkConfig:
+        """The same with every network in it changed."""
+        return change(self).model_copy(update={"also": [change(member) for member in self.also]})
+
+
+def members_of(teacher: TeacherConfig | None) -> list[NetworkConfig]:
+    """The networks that teach together; none where there is no teacher."""
+    return teacher.members if teacher else []
+
 
 def build_network(
     config: NetworkConfig,
@@ -85,31 +151,80 @@ def build_network(
     image_size: int,
     frozen: bool = False,
     taps: tuple[str, ...] = (),
-) -> Normalized:
+) -> Dressed:
     """The network a config names, with its weights loaded, on the CPU.
 
     Args:    image_size: side of a square picture, px; timm models that need it are told.
              frozen: it never learns: in eval mode, without weight gradients, BatchNorm folded.
              taps: names of inner modules whose outputs are wanted, and stay what they are.
     Raises:  ValueError for an unknown name or option, unusable weights, mean and std that do not
-             fit the channels, or checkpointing where it cannot be.
+             fit the channels, checkpointing where it cannot be, or taps of an ensemble.
     """
     sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
-    if config.num_classes is not None:
-        sizes["num_classes"] = config.num_classes
-    net = _bare_network(config, sizes)
-    if config.checkpoint is not None:
-        load_weights(net, config.checkpoint, head=_head(config, net))
-    own_mean, own_std = _own_statistics(config.name, net, in_channels)
-    mean = _per_channel("mean", own_mean if config.mean is None else config.mean, in_channels)
-    std = _per_channel("std", own_std if config.std is None else config.std, in_channels)
+    shape = (in_channels, image_size, image_size)
+
+    def bare_network(member: NetworkConfig) -> nn.Module:
+        given = {"num_classes": member.num_classes} if member.num_classes is not None else {}
+        net = _bare_network(member, sizes | given)
+        if member.checkpoint is not None:
+            load_weights(net, member.checkpoint, head=_head(member, net))
+        return net
+
+    return dress_network(config, bare_network, num_classes, shape, frozen=frozen, taps=taps)
+
+
+def dress_network(
+    config: NetworkConfig,
+    bare_network: Callable[[NetworkConfig], nn.Module],
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    *,
+    frozen: bool,
+    taps: tuple[str, ...],
+) -> Dressed:
+    """A bare network, or several, made what a config says of it beyond its name and weights.
+
+    Args:    bare_network: the network of the config, or of a member of it.
+             image_shape: [C,H,W].
+    """
+    if len(config.members) > 1 and taps:
+        raise ValueError(
+            f"also: the objective reads inner layers of the teacher ({', '.join(taps)}), and "
+            "several teachers have none in common; remove also"
+        )
+    built = []
+    for number, member in enumerate(config.members):
+        try:
+            net = bare_network(member)
+            built.append(_dress_one(member, net, num_classes, image_shape, frozen, taps))
+        except ValueError as error:
+            if number:
+                raise ValueError(f"also.{number - 1}: {error}") from error
+            raise
+    if len(built) == 1:
+        return built[0]
+    return Ensemble(built, [member.weight for member in config.members]).train(not frozen)
+
+
+def _dress_one(
+    config: NetworkConfig,
+    net: nn.Module,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    frozen: bool,
+    taps: tuple[str, ...],
+) -> Normalized:
+    num_channels = image_shape[0]
+    own_mean, own_std = _own_statistics(config.name, net, num_channels)
+    mean = _per_channel("mean", own_mean if config.mean is None else config.mean, num_channels)
+    std = _per_channel("std", own_std if config.std is None else config.std, num_channels)
     if not min(std) > 0:
         raise ValueError(f"std = {list(std)}: must be above 0")
     network = Normalized(net, mean, std)
     if frozen:
         network.eval().requires_grad_(False)
         if NORM_GAP not in taps:
-            fold_batchnorm(network, (in_channels, image_size, image_size), taps)
+            fold_batchnorm(network, image_shape, taps)
     if config.precision != "auto":
         set_dtype(network, _DTYPES[config.precision])
     if config.dropout is not None and not frozen:
@@ -117,24 +232,23 @@ def build_network(
     if config.checkpointing:
         checkpoint_activations(net, config.name, is_frozen=frozen, taps=taps)
     if config.watermark is not None:
-        shape = (in_channels, image_size, image_size)
-        network.mark = Watermark(config.watermark, shape, sizes["num_classes"])
+        network.mark = Watermark(config.watermark, image_shape, config.num_classes or num_classes)
     return network
 
 
 def _bare_network(config: NetworkConfig, sizes: Mapping[str, int]) -> nn.Module:
     name = config.name
-    is_small, is_own = name in SMALL_NETS, name.startswith("python:")
+    is_small, is_own = name in SMALL_NETS, name.startswith(PREFIX)
     if not (is_small or is_own):
-        if not _is_timm_name(name):
+        if not is_timm_name(name):
             raise ValueError(_unknown_name(name))
-        return _timm_net(config, sizes)
+        return build_timm(name, config.options, sizes, pretrained=config.pretrained)
     if config.pretrained:
         raise ValueError(
             f"pretrained = true: only timm's networks have weights for download, {name!r} is none "
             "of them; give checkpoint = FILE"
         )
-    return (_small_net if is_small else _own_net)(name, config.options, sizes)
+    return (_small_net if is_small else build_own)(name, config.options, sizes)
 
 
 def _head(config: NetworkConfig, net: nn.Module) -> str | None:
@@ -153,7 +267,7 @@ def _own_statistics(name: str, net: nn.Module, in_channels: int) -> Statistics:
     """The mean and std a network was, or would be, trained with."""
     if in_channels == 3 and name.startswith("cifar_resnet"):
         return _IMAGENET_STATISTICS
-    if in_channels == 3 and name not in SMALL_NETS and not name.startswith("python:"):
+    if in_channels == 3 and name not in SMALL_NETS and not name.startswith(PREFIX):
         return net.pretrained_cfg["mean"], net.pretrained_cfg["std"]
     return (0.0,), (1.0,)
 
@@ -161,71 +275,6 @@ def _own_statistics(name: str, net: nn.Module, in_channels: int) -> Statistics:
 def _small_net(name: str, options: Mapping[str, Any], sizes: Mapping[str, int]) -> nn.Module:
     builder = SMALL_NETS[name]
     return builder(**sizes, **typed_options(name, builder, options, given=sizes))
-
-
-def _own_net(name: str, options: Mapping[str, Any], sizes: Mapping[str, int]) -> nn.Module:
-    """What the person's own function returns; errors inside it keep their traceback."""
-    module_name, _, function_name = name.removeprefix("python:").partition(":")
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"name = {name!r}: cannot be loaded ({error}); it must read "
-            "python:package.module:function"
-        ) from error
-    if taken := sorted(options.keys() & sizes.keys()):
-        raise ValueError(f"options.{taken[0]}: is given by the data, leave it out")
-    try:
-        inspect.signature(function).bind(**sizes, **options)
-    except TypeError as error:
-        raise ValueError(
-            f"name = {name!r}: cannot be called with {', '.join([*sizes, *options])}: {error}"
-        ) from error
-    net = function(**sizes, **options)
-    if not isinstance(net, nn.Module):
-        raise ValueError(f"name = {name!r}: returned a {type(net).__name__}, not an nn.Module")
-    return net
-
-
-def _timm_net(config: NetworkConfig, sizes: Mapping[str, int]) -> nn.Module:
-    import timm
-
-    name, options = config.name, config.options
-    if taken := sorted(options.keys() & {"num_classes", "in_chans", "pretrained"}):
-        raise ValueError(f"options.{taken[0]}: is set elsewhere, leave it out of options")
-    create = partial(
-        timm.create_model,
-        name,
-        num_classes=sizes["num_classes"],
-        in_chans=sizes["in_channels"],
-        pretrained=config.pretrained,
-        **options,
-    )
-    try:
-        if "img_size" in options:
-            return create()
-        try:
-            return create(img_size=sizes["image_size"])
-        except TypeError as error:
-            # Networks that work at any size do not take it.
-            if _unexpected_key(error) != "img_size":
-                raise
-            return create()
-    except Exception as error:
-        # Whatever a wrong option or a failed download raises deep inside, the person reads a line.
-        if (key := _unexpected_key(error)) in options:
-            raise ValueError(_unknown_option(name, key, _timm_options(name, error))) from error
-        advice = "; without a network, set pretrained = false and checkpoint = FILE"
-        raise ValueError(
-            f"name = {name!r}, options = {options}: timm cannot build it "
-            f"({type(error).__name__}: {_first_line(error)}){advice if config.pretrained else ''}"
-        ) from error
-
-
-def _is_timm_name(name: str) -> bool:
-    import timm
-
-    return timm.is_model(name) and ("." not in name or name in timm.list_models(pretrained=True))
 
 
 def _unknown_name(name: str) -> str:
@@ -239,32 +288,6 @@ def _unknown_name(name: str) -> str:
     )
 
 
-def _unexpected_key(error: Exception) -> str | None:
-    """The keyword that a call did not expect, if that is what the error says."""
-    match = re.search(r"unexpected keyword argument(?:\(s\): \[)? ?'(\w+)'", str(error))
-    return match.group(1) if match and isinstance(error, TypeError) else None
-
-
-def _timm_options(name: str, error: Exception) -> list[str]:
-    """Keywords of the class that refused one, where its name is in the model's own module."""
-    import timm
-
-    members = vars(sys.modules[timm.model_entrypoint(name).__module__])
-    refusing = str(error).partition(".")[0]
-    if refusing not in members:
-        return []
-    set_elsewhere = ("num_classes", "in_chans", "args", "kwargs")
-    return [
-        key for key in inspect.signature(members[refusing]).parameters if key not in set_elsewhere
-    ]
-
-
-def _unknown_option(name: str, key: str, known: Iterable[str]) -> str:
-    listing = ", ".join(known)
-    choices = f" (options: {listing})" if listing else ""
-    return f"options.{key}: {name!r} has no such option{nearest(key, known)}{choices}"
-
-
 def _per_channel(key: str, values: Sequence[float], in_channels: int) -> tuple[float, ...]:
     if len(values) not in (1, in_channels):
         raise ValueError(
@@ -272,7 +295,3 @@ def _per_channel(key: str, values: Sequence[float], in_channels: int) -> tuple[f
             f"the {in_channels} channels"
         )
     return tuple(values) if len(values) == in_channels else tuple(values) * in_channels
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "")

@@ -1,6 +1,10 @@
 """Wall-clock shares of a run: how long it took, and what of that was waiting or sending."""
 
+import contextlib
 import time
+from collections.abc import Iterator
+
+from hard_fast.runtime.profile import named
 
 
 class Clock:
@@ -21,6 +25,14 @@ class Clock:
     def seconds(self) -> float:
         """Seconds of this run so far, earlier processes of it included."""
         return self._seconds + time.perf_counter() - self._since
+
+    @contextlib.contextmanager
+    def waiting(self, num_images: int) -> Iterator[None]:
+        """While it lasts, the batch of a step is waited for, which holds so many images."""
+        since = time.perf_counter()
+        with named("loader"):
+            yield
+        self.count(num_images, time.perf_counter() - since)
 
     def count(self, num_images: int, wait_s: float) -> None:
         """Note that one step consumed `num_images` after waiting `wait_s` for them."""

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from hard_fast.runtime.configfile import Config
+from hard_fast.runtime.torn import remove_torn_libraries
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")
@@ -46,6 +47,16 @@ def compiled(
     return torch.compile(function, fullgraph=whole, dynamic=False, mode=mode)
 
 
+def allow_graphs(num: int) -> None:
+    """Let torch.compile make so many graphs of one function, each for shapes of its own.
+
+    Its own limit is there to end a run whose shapes change without anybody's knowing.
+    """
+    import torch._dynamo.config as limits
+
+    limits.recompile_limit = max(limits.recompile_limit, num)
+
+
 def use_cache(config: CompileConfig) -> Path:
     """Keep what is compiled from now on in the configured folder; returns the folder.
 
@@ -58,6 +69,7 @@ def use_cache(config: CompileConfig) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"compile.cache = {str(folder)!r}: {error.strerror}") from error
+    remove_torn_libraries(folder)
     os.environ[_CACHE_VARIABLE] = str(folder)
     return folder
 

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor, nn
 
+from hard_fast.runtime import pulse
 from hard_fast.runtime.configfile import Config
 from hard_fast.runtime.rendezvous import check_gpu, meet, read_place, was_restarted
 
@@ -21,7 +22,8 @@ Item = TypeVar("Item")
 GradientDtype = Literal["fp32", "bf16"]
 
 _BUCKET_BYTES = 32 * 2**20
-_store: dist.Store | None = None
+# NCCL ends its process without a word, so whoever names the missing must come first, s.
+_NCCL_LATER_S = 60.0
 
 
 class DistributedConfig(Config):
@@ -38,7 +40,9 @@ class DistributedConfig(Config):
     sync_batchnorm: bool = False
     """BatchNorm statistics of the global batch instead of each process's own; GPUs only."""
     timeout_s: Annotated[float, Field(gt=0)] = 1800.0
-    """How long a process waits for the others before it ends with an error, s."""
+    """How long a process waits for the others, wherever they meet, before it ends and names who is
+    missing, s. What all do together, such as an evaluation, may take longer; what one does alone
+    may not: read data, compile a phase, write a checkpoint."""
 
 
 class World(NamedTuple):
@@ -59,7 +63,7 @@ class World(NamedTuple):
 
 
 def join(device: str = "auto", timeout_s: float = 1800.0) -> World:
-    """Join the process group that torchrun describes, or stand alone.
+    """Join the process group that torchrun describes, or one that is there, or stand alone.
 
     Args:    device: `auto` (a GPU where there is one), `cpu` or `cuda`.
              timeout_s: how long a process waits for the others before it ends with an error, s.
@@ -70,8 +74,11 @@ def join(device: str = "auto", timeout_s: float = 1800.0) -> World:
     if device == "cuda" and not has_cuda:
         raise ValueError("device = 'cuda': torch sees no GPU here; use 'auto' or 'cpu'")
     use_cuda = has_cuda and device != "cpu"
-    rank, size, local_rank = read_place()
     target = torch.device("cpu")
+    if dist.is_initialized():
+        target = torch.device("cuda", torch.cuda.current_device()) if use_cuda else target
+        return World(dist.get_rank(), dist.get_world_size(), target)
+    rank, size, local_rank = read_place()
     if use_cuda:
         check_gpu(local_rank, torch.cuda.device_count())
         target = torch.device("cuda", local_rank)
@@ -79,25 +86,21 @@ def join(device: str = "auto", timeout_s: float = 1800.0) -> World:
     if size == 1:
         return World(rank, size, target, was_restarted())
     timeout = datetime.timedelta(seconds=timeout_s)
+    pulse.begin(rank, size, timeout_s)
     store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timeout))
     store.set_timeout(timeout)
     meeting = meet(store, rank, size, is_restart=was_restarted(), timeout_s=timeout_s)
-    global _store
-    _store = dist.PrefixStore(meeting.name, store)
+    store = dist.PrefixStore(meeting.name, store)
+    pulse.begin(rank, size, timeout_s, store)
     dist.init_process_group(
         "nccl" if use_cuda else "gloo",
-        store=_store,
+        store=store,
         rank=rank,
         world_size=size,
-        timeout=timeout,
+        timeout=timeout + datetime.timedelta(seconds=_NCCL_LATER_S if use_cuda else 0.0),
         device_id=target if use_cuda else None,
     )
     return World(rank, size, target, meeting.is_restart)
-
-
-def meeting_store() -> dist.Store:
-    """The key-value store of this start's processes."""
-    return _store
 
 
 def is_main_process() -> bool:
@@ -112,6 +115,7 @@ def who() -> str:
 
 def leave() -> None:
     """Leave the process group, if there is one."""
+    pulse.end()
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -135,9 +139,8 @@ def end(code: int) -> NoReturn:
 
 
 def barrier() -> None:
-    """Wait until every process has come here."""
-    if dist.is_initialized():
-        dist.barrier()
+    """Wait, on the host, until every process has come here."""
+    pulse.meet()
 
 
 def mean_(
@@ -219,6 +222,7 @@ class Averager:
 def sum_(tensor: Tensor) -> Tensor:
     """The tensor, replaced by its sum over the processes."""
     if dist.is_initialized():
+        pulse.meet()
         dist.all_reduce(tensor)
     return tensor
 
@@ -244,6 +248,7 @@ def in_step(items: Iterable[Item]) -> Iterator[Item | None]:
 def broadcast_module(module: nn.Module) -> None:
     """Give every process rank 0's parameters and buffers."""
     if dist.is_initialized():
+        pulse.meet()
         for tensor in module.state_dict().values():
             dist.broadcast(tensor, src=0)
 
@@ -252,6 +257,7 @@ def broadcast_object(value: Any) -> Any:
     """Rank 0's picklable value, on every process."""
     if not dist.is_initialized():
         return value
+    pulse.meet()
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
@@ -261,6 +267,7 @@ def gather_objects(value: Any) -> list[Any]:
     """The picklable values of all processes, by rank, on every process."""
     if not dist.is_initialized():
         return [value]
+    pulse.meet()
     found = [None] * dist.get_world_size()
     dist.all_gather_object(found, value)
     return found

@@ -1,11 +1,12 @@
 """What a result was made with: versions, hardware, memory."""
 
 import platform
-import resource
 from importlib import metadata
 from pathlib import Path
 
 import torch
+
+from hard_fast.runtime.memory import process_peak_bytes
 
 _PACKAGES = ("torch", "timm", "numpy", "bitsandbytes", "lion-pytorch", "hard-fast")
 
@@ -27,7 +28,7 @@ def peak_memory_gib(device: torch.device) -> float:
     """Most memory in use so far: of the GPU where there is one, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return process_peak_bytes() / 2**30
 
 
 def _processor() -> str:

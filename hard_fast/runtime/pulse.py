@@ -1,80 +1,144 @@
-"""The processes of a run tell each other, before each step, where they are."""
+"""The processes of a run tell each other where they are, so that who does not come is named.
 
+Wherever one process waits for others on the host, it meets them here first, or the error of what
+it waited in is explained here. A device may wait for another by itself: that is not seen here, but
+the next meeting is.
+"""
+
+import re
 import time
+import zlib
 from datetime import timedelta
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
-from hard_fast.runtime.dist import World, meeting_store
+from hard_fast.runtime.rendezvous import Lost, missing
 
+LOST = 75
+"""What a process exits with that misses others; the system's headers call it a temporary failure:
+try again."""
 # How long those who came wait to hear who else did, s.
 _ROLL_CALL_S = 3.0
 
 
-class Lost(Exception):
-    """Another process hangs, is gone, or does something else."""
+class _Place(NamedTuple):
+    """This process among those of one start, and the key-value store that they share, once open."""
+
+    rank: int
+    size: int
+    timeout_s: float
+    store: dist.Store | None
 
 
-class Pulse:
-    """One small message among the processes per step, on the host: no device waits for it.
+_place: _Place | None = None
+_group: dist.ProcessGroup | None = None
+_work: dist.Work | None = None
+_message = torch.zeros(3, dtype=torch.int64)
+_where = "the start"
 
-    Args:    timeout_s: how long a process waits for the others, s.
+
+def begin(rank: int, size: int, timeout_s: float, store: dist.Store | None = None) -> None:
+    """From now on this process has others to meet.
+
+    Args:    timeout_s: how long it waits for them at any one place, s.
+             store: where they hear of each other; again with it as soon as it is there.
     """
+    global _place
+    _place = _Place(rank, size, timeout_s, store)
+    at("the start")
 
-    def __init__(self, world: World, timeout_s: float) -> None:
-        self._world, self._timeout_s = world, timeout_s
-        self._group = self._work = None
-        self._message = torch.zeros(3, dtype=torch.int64)
-        if world.size > 1:
-            timeout = timedelta(seconds=timeout_s)
-            self._group = dist.new_group(backend="gloo", timeout=timeout)
 
-    def beat(self, place: int, wish: int) -> None:
-        """Tell the others, without waiting for them.
+def end() -> None:
+    """From now on this process is alone."""
+    global _place, _group, _work
+    _place, _group, _work = None, None, None
 
-        Args:    place: where this process is; the same number in every process.
-                 wish: what one process wants of all; the highest number counts.
-        """
-        self._message = torch.tensor([place, -place, wish])
-        if self._group is not None:
-            self._work = dist.all_reduce(
-                self._message, op=dist.ReduceOp.MAX, group=self._group, async_op=True
-            )
 
-    def agreed(self, where: str) -> int:
-        """The highest wish of all processes, once all have told.
+def at(where: str) -> None:
+    """Say where this process is from now on, for a person: "step 12 (evaluation)"."""
+    global _where
+    _where = where
 
-        Args:    where: for a person: "step 12 (student)".
-        Raises:  Lost, one line, if some process did not come in time or is in another place.
-        """
-        if self._work is not None:
-            self._await(where)
-        highest, negated_lowest, wish = self._message.tolist()
-        if highest != -negated_lowest:
-            raise Lost(
-                f"the processes are not at the same place: this one is at {where}; start again, it "
-                "goes on from the last checkpoint"
-            )
-        return wish
 
-    def _await(self, where: str) -> None:
+def beat(place: int, wish: int) -> None:
+    """Tell the others, without waiting for them.
+
+    Args:    place: where this process is; the same number in every process.
+             wish: what one process wants of all; the highest number counts.
+    """
+    global _message, _work
+    _message = torch.tensor([place, -place, wish])
+    if _place is not None:
+        # Over the host, where no device waits for it.
+        _work = dist.all_reduce(_message, op=dist.ReduceOp.MAX, group=_hosts(), async_op=True)
+
+
+def agreed(where: str) -> int:
+    """The highest wish of all processes, once all have told; this process is now there.
+
+    Raises:  Lost, one line, if some process did not come in time or is in another place.
+    """
+    global _work
+    at(where)
+    if _work is not None:
         try:
-            self._work.wait()
+            _work.wait()
         except RuntimeError as error:
-            absent = self._absent(where)
-            names = "rank " + ", ".join(map(str, absent)) if absent else "a rank"
-            raise Lost(
-                f"{names} did not come to {where} within {self._timeout_s:g} s: it hangs or is "
-                f"gone ({str(error).splitlines()[0][:120]})"
-            ) from None
+            raise _missed(error) from None
         finally:
-            self._work = None
+            _work = None
+    highest, negated_lowest, wish = _message.tolist()
+    if highest != -negated_lowest:
+        raise Lost(
+            f"the processes are not at the same place: this one is at {where}; start again, it "
+            "goes on from the last checkpoint"
+        )
+    return wish
 
-    def _absent(self, where: str) -> list[int]:
-        """Who does not answer a roll call, asked by all who came."""
-        store = meeting_store()
-        key = f"roll call/{where}"
-        store.set(f"{key}/{self._world.rank}", "here")
+
+def meet() -> None:
+    """Wait until all processes are where this one is; does nothing in a single process.
+
+    Raises:  Lost, one line, if some process did not come in time or is in another place.
+    """
+    if _place is not None:
+        beat(zlib.crc32(_where.encode()), 0)
+        agreed(_where)
+
+
+def explained(error: Exception) -> Lost | None:
+    """Who is missing, where an error of torch's says that it waited in vain; None for others."""
+    if isinstance(error, Lost):
+        return error
+    is_ours = isinstance(error, dist.DistError) or "gloo" in str(error)
+    return _missed(error) if _place is not None and is_ours else None
+
+
+def _hosts() -> dist.ProcessGroup:
+    """The group of all processes over the host, made when the first of them meet."""
+    global _group
+    if _group is None:
+        _group = dist.new_group(backend="gloo", timeout=timedelta(seconds=_place.timeout_s))
+    return _group
+
+
+def _missed(error: Exception) -> Lost:
+    said = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).split(". ")[0][:120]
+    return missing(_absent(), _where, _place.timeout_s, said)
+
+
+def _absent() -> list[int]:
+    """Who does not answer a roll call, asked by all who came; nobody where none can be held."""
+    store = _place.store
+    keys = [f"roll call/{_where}/{rank}" for rank in range(_place.size)]
+    try:
+        if store is None:
+            return []
+        store.set(keys[_place.rank], "here")
         time.sleep(_ROLL_CALL_S)
-        return [rank for rank in range(self._world.size) if not store.check([f"{key}/{rank}"])]
+        return [rank for rank, key in enumerate(keys) if not store.check([key])]
+    except RuntimeError:
+        # The store is gone with the process that kept it.
+        return []

@@ -4,9 +4,24 @@ import json
 import os
 import time
 import uuid
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 _POLL_S = 0.02
+
+
+class Lost(RuntimeError):
+    """Another process hangs, is gone, or does something else."""
+
+
+def missing(ranks: Sequence[int], where: str, timeout_s: float, said: str = "") -> Lost:
+    """What to raise where some ranks did not come; none where nobody knows which.
+
+    Args:    where: for a person: "step 12 (student)". said: the system's own words.
+    """
+    names = "rank " + ", ".join(map(str, ranks)) if ranks else "a rank"
+    why = f"distributed.timeout_s = {timeout_s:g}" + (f"; {said}" if said else "")
+    return Lost(f"{names} did not answer at {where}: it hangs or is gone ({why})")
 
 
 class Store(Protocol):
@@ -95,33 +110,40 @@ def meet(
     word among the answers is at the right meeting.
 
     Args:    is_restart: what this process knows; one that knows tells all.
-    Raises:  TimeoutError if the others do not come.
+    Raises:  Lost if the others do not come.
     Source:  pytorch/pytorch#135712: since torch 2.5 processes share the launcher's store, and the
              keys of one attempt are not told from those of another.
     """
+    deadline = time.monotonic() + timeout_s
     if rank == 0:
         is_restart = is_restart or store.check(["meeting"])
         name = uuid.uuid4().hex
         store.set("meeting", name)
-        answers = [json.loads(store.get(f"{name}/{other}")) for other in range(1, size)]
+        others = [f"{name}/{other}" for other in range(1, size)]
+        while not store.check(others):
+            if time.monotonic() > deadline:
+                absent = [i for i, key in enumerate(others, 1) if not store.check([key])]
+                raise missing(absent, "the start", timeout_s)
+            time.sleep(_POLL_S)
+        answers = [json.loads(store.get(key)) for key in others]
         is_restart = is_restart or any(answer["is_restart"] for answer in answers)
         words = [answer["word"] for answer in answers]
         store.set(f"{name}/all", json.dumps({"words": words, "is_restart": is_restart}))
         return Meeting(name, is_restart)
     word, name = uuid.uuid4().hex, ""
-    deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        newest = store.get("meeting").decode()
-        if newest != name:
+        if store.check(["meeting"]) and (newest := store.get("meeting").decode()) != name:
             name = newest
             answer = {"word": word, "is_restart": is_restart}
             store.set(f"{name}/{rank}", json.dumps(answer))
-        if store.check([f"{name}/all"]):
+        if name and store.check([f"{name}/all"]):
             found = json.loads(store.get(f"{name}/all"))
             if word in found["words"]:
                 return Meeting(name, found["is_restart"])
         time.sleep(_POLL_S)
-    raise TimeoutError(f"rank {rank} of {size}: the other processes did not come")
+    # Rank 0 waits for answers too, so it is only missing where none of them is.
+    others = [other for other in range(1, size) if name and not store.check([f"{name}/{other}"])]
+    raise missing(others or [0], "the start", timeout_s)
 
 
 def _number(name: str, default: int) -> int:

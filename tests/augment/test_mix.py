@@ -41,6 +41,19 @@ def test_likeness_follows_the_query_by_hand():
     torch.testing.assert_close(weight.flatten(), torch.softmax(torch.tensor([2.0, -2.0]), 0))
 
 
+def test_a_smaller_picture_has_as_many_patches_weighed_alike():
+    augmentor, colour = build((3, 16, 16), group=2, patch_px=4), torch.rand(4, 3, 4, 4)
+    image, small = (colour.repeat_interleave(n, 2).repeat_interleave(n, 3) for n in (4, 2))
+    noise = draw(augmentor, image)
+    whole, weight = (augmentor.weigh(x, noise["query"]) for x in (image, small))
+    assert weight.shape == whole.shape == (2, 2, 4, 4)
+    # Between patches of one colour each, the enlarged picture is blurred.
+    assert (weight - whole).abs().mean() < 0.2 * (whole - 0.5).abs().mean()
+    made = augmentor(View(small, None), noise).image
+    one = (weight[0, :, 1, 2, None, None, None] * small[:2, :, 2:4, 4:6]).sum(0)
+    torch.testing.assert_close(made[0, :, 2:4, 4:6], one)
+
+
 def test_labels_are_mixed_with_the_mean_weights_and_carry_no_gradient():
     augmentor, image = build((3, 8, 8), group=2, patch_px=4), torch.rand(4, 3, 8, 8)
     noise = draw(augmentor, image)

@@ -60,7 +60,7 @@ def test_levels_and_signs_are_torchvisions(space, peer, bins):
 def test_one_draw_is_one_operation_bin_and_sign():
     augmentor = RandomOperations(TrivialConfig(), SHAPE)
     uniform = torch.tensor([[0.999, 0.5, 0.0], [5.5 / 14, 0.999, 0.4], [5.5 / 14, 0.0, 0.6]])
-    operation, level = augmentor.choose(uniform)
+    operation, level = augmentor.choose(uniform, SHAPE[2])
     assert operation.tolist() == [Operation.EQUALIZE, Operation.ROTATE, Operation.ROTATE]
     assert level.tolist() == [0.0, -135.0, 0.0]
 
@@ -68,7 +68,7 @@ def test_one_draw_is_one_operation_bin_and_sign():
 def test_all_operations_and_levels_are_equally_likely():
     augmentor = RandomOperations(TrivialConfig(bins=5), SHAPE)
     noise = augmentor.draw_noise(torch.Size((14000, *SHAPE)), torch.Generator().manual_seed(0))
-    operation, level = augmentor.choose(noise["uniform"][:, 0])
+    operation, level = augmentor.choose(noise["uniform"][:, 0], SHAPE[2])
     assert operation.bincount(minlength=14).min() > 850
     turned = level[operation == Operation.ROTATE]
     assert set(turned.tolist()) == {
@@ -78,11 +78,24 @@ def test_all_operations_and_levels_are_equally_likely():
     assert abs((turned > 0).float().mean() - 0.4) < 0.06
 
 
+def test_smaller_pictures_are_shifted_by_as_much_less():
+    augmentor = RandomOperations(TrivialConfig(), torch.Size([3, 32, 32]))
+    # The last bin of a shift, of a turn and of a colour.
+    uniform = torch.tensor([[place / 14, 0.999, 0.6] for place in (3.5, 4.5, 5.5, 7.5)])
+    operation, level = augmentor.choose(uniform, 32)
+    assert operation[:3].tolist() == [
+        *(Operation.TRANSLATE_X, Operation.TRANSLATE_Y, Operation.ROTATE)
+    ]
+    assert level[:3].tolist() == [32.0, 32.0, 135.0]
+    _, small = augmentor.choose(uniform, 24)
+    assert small.tolist() == [24.0, 24.0, *level[2:].tolist()]
+
+
 def test_rand_applies_its_operations_one_after_the_other():
     augmentor, image = RandomOperations(RandConfig(num=2, magnitude=9), SHAPE), images()
     noise = draw(augmentor, image)
     made = augmentor(View(image, None), noise).image
-    operation, level = augmentor.choose(noise["uniform"])
+    operation, level = augmentor.choose(noise["uniform"], SHAPE[2])
     by_hand = image
     for place in range(2):
         by_hand = apply_each(by_hand, operation[:, place], level[:, place])
@@ -95,7 +108,7 @@ def test_augmix_is_the_weighted_sum_of_original_and_chains():
     noise = draw(augmentor, image)
     noise["depth"] = torch.tensor([[0.0, 0.99], [0.99, 0.0], [0.0, 0.0]])
     made = augmentor(View(image, None), noise).image
-    operation, level = augmentor.choose(noise["uniform"])
+    operation, level = augmentor.choose(noise["uniform"], SHAPE[2])
     wanted = noise["weight"][:, 0].view(-1, 1, 1, 1) * image
     for row in range(3):
         for chain in range(2):

@@ -1,8 +1,6 @@
 import json
 
 import pytest
-import torch
-from torch import nn
 
 from bench import memory
 from bench.trainers import PHASES, Pair
@@ -22,37 +20,6 @@ def run(tmp_path, device="cpu"):
     rows = json.loads(file.read_text())
     assert all((row["bench"], row["unit"], row["n"]) == ("memory", "bytes", 1) for row in rows)
     return {(row["metric"], row["case"].removeprefix(f"{TINY.name}: ")): row["p50"] for row in rows}
-
-
-def test_adamw_keeps_two_numbers_a_parameter_and_one_a_tensor():
-    network = nn.Linear(10, 10)
-    optimizer = torch.optim.AdamW(network.parameters())
-    assert memory.state_bytes(optimizer) == 0
-    network(torch.ones(1, 10)).sum().backward()
-    optimizer.step()
-    assert memory.state_bytes(optimizer) == 2 * 4 * 110 + 2 * 4
-
-
-def test_state_that_parameters_share_counts_once():
-    network = nn.Linear(10, 10)
-    optimizer = torch.optim.SGD(network.parameters(), 0.1)
-    shared = torch.zeros(100)
-    for number, parameter in enumerate(network.parameters()):
-        optimizer.state[parameter] = {"step": number, "nested": {"moment": shared[number:]}}
-    assert memory.state_bytes(optimizer) == 400
-
-
-def test_what_a_loss_keeps_counts_once_and_without_the_network():
-    network = nn.Linear(8, 4, bias=False)
-    image = torch.ones(2, 8)
-
-    def make_loss():
-        # The product keeps its input and the weight; the square keeps its input, 2 x 4 floats.
-        return network(image).square().sum()
-
-    assert memory.saved_bytes(make_loss, network) == 4 * (2 * 8 + 2 * 4)
-    with pytest.raises(AssertionError):
-        memory.saved_bytes(lambda: make_loss().detach(), network)
 
 
 def test_a_call_writes_rows_of_optimizers_phases_and_teachers(tiny, tmp_path, capsys):

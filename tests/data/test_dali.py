@@ -22,7 +22,8 @@ NUM, BATCH = 14, 4
 
 def build(samples: Samples, batch_size: int = BATCH, **options) -> TrainLoader:
     keys = {key: options.pop(key) for key in ("max_bad", "flip") if key in options}
-    config = PicturesConfig(root="/some/root", size=12, threads=1, **keys)
+    size = options.pop("size", 12)
+    config = PicturesConfig(root="/some/root", size=size, threads=1, **keys)
     options = {"seed": 5, "device": CPU, **options}
     return TrainLoader(samples, config, batch_size=batch_size, **options)
 
@@ -195,6 +196,41 @@ def test_another_list_of_samples_starts_the_epoch_again(noisy, caplog):
     fewer.load_state_dict(saved(loader))
     assert caplog.messages == ["saved with another list of samples: epoch 1 starts again"]
     assert 13 not in sum(labels(take(fewer, 4)), [])
+
+
+def growing(step: int) -> int:
+    """Three steps of each of two smaller sizes; the first one ends with the epoch."""
+    return (8, 10, 12)[min(step // 3, 2)]
+
+
+@pytest.mark.parametrize("resize_in_graph", [False, True])
+def test_pictures_that_grow_are_those_of_each_size_bit_for_bit(noisy, resize_in_graph):
+    given = {"resize_in_graph": resize_in_graph}
+    found = take(build(noisy, size_at=growing, **given), 9)
+    assert [batch.image.shape[2] for batch in found] == [growing(step) for step in range(9)]
+    assert all(b.image.is_contiguous(memory_format=torch.channels_last) for b in found)
+    for size in (8, 10, 12):
+        alone = take(build(noisy, size=size, **given), 9)
+        mine = [step for step in range(9) if growing(step) == size]
+        assert same([found[step] for step in mine], [alone[step] for step in mine])
+
+
+@pytest.mark.parametrize("num_before", [1, 2, 3, 5, 6])
+@pytest.mark.parametrize("resize_in_graph", [False, True])
+def test_a_resumed_loader_goes_on_at_its_size(noisy, num_before, resize_in_graph):
+    given = {"resize_in_graph": resize_in_graph, "size_at": growing}
+    straight, resumed = build(noisy, **given), build(noisy, **given)
+    take(straight, num_before)
+    take(resumed, 4)
+    resumed.load_state_dict(saved(straight))
+    assert same(take(resumed, 5), take(straight, 5))
+
+
+def test_a_bad_picture_does_not_move_the_sizes(encode, write_samples):
+    payloads = [encode(seed=i) for i in range(NUM)]
+    payloads[9] = b"<html>"
+    found = take(build(write_samples(payloads), max_bad=1.0, size_at=growing), 9)
+    assert [batch.image.shape[2] for batch in found] == [growing(step) for step in range(9)]
 
 
 BAD = {

@@ -66,7 +66,7 @@ def test_what_comes_out_shares_no_memory_with_what_comes_next(encode, write_samp
     samples = write_samples([encode(seed=i, size=(50, 40)) for i in range(4)])
     index = np.arange(4, dtype=np.int32)
     work = Order(4, 4, seed=0).work(0)._replace(index=index)
-    feed = Feed(samples, lambda i: work, width_px=16)
+    feed = Feed(samples, lambda i: work, width_at=lambda i: 16)
     pipeline = train_pipeline(feed, PicturesConfig(root="unused", size=16), 4, CPU, 1)
     pictures, position = run(pipeline, CPU)
     assert position.tolist() == [0, 1, 2, 3]

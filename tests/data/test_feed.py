@@ -47,12 +47,14 @@ def test_mirrored_pictures_have_negative_widths(payloads, write_samples):
     crop = np.random.default_rng(0).random((3, 2, 11), np.float32)
     work = WORKS[0]._replace(is_flipped=np.array([True, False, False]), crop=crop)
     samples = write_samples(payloads)
-    _, index, given, width = Feed(samples, lambda i: work, width_px=7)(at(0))
+    feed = Feed(samples, lambda i: work, width_at=lambda i: 7 + i)
+    _, index, given, width = feed(at(0))
     assert index is work.index and given is crop
     # Without a width nothing in the graph mirrors.
     assert len(Feed(samples, lambda i: work)(at(0))) == 3
     assert width.dtype == np.float32
     assert width.tolist() == [-7.0, 7.0, 7.0]
+    assert feed(at(2))[3].tolist() == [-9.0, 9.0, 9.0]
 
 
 @pytest.mark.parametrize("num_shards", [0, 2])

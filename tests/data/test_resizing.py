@@ -36,7 +36,7 @@ def levels_apart(image: torch.Tensor, expected: list[Image.Image]) -> tuple[int,
 def test_crops_are_stretched_as_by_pil_and_mirrored(mode):
     resizer = Resizer(config(mode), num_threads=2)
     is_flipped = np.arange(len(SIZES)) % 2 == 0
-    image = resizer.stretched(decoded(pictures()), is_flipped).result()
+    image = resizer.stretched(decoded(pictures()), is_flipped, 28).result()
     assert image.shape == (len(SIZES), 3, 28, 28) and image.dtype == torch.uint8
     assert image.is_contiguous(memory_format=torch.channels_last)
     expected = [p.resize((28, 28), Image.Resampling[mode.upper()]) for p in pictures()]
@@ -71,5 +71,5 @@ def test_an_error_of_a_thread_reaches_the_caller():
     resizer = Resizer(config("bilinear"), num_threads=1)
     grey = torch.zeros(5, 5, dtype=torch.uint8)
     with pytest.raises(RuntimeError):
-        resizer.stretched([grey], np.array([False])).result()
+        resizer.stretched([grey], np.array([False]), 5).result()
     resizer.close()

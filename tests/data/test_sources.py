@@ -141,6 +141,7 @@ def test_wrong_roots_are_one_line(folder, tmp_path, write_shard):
     assert "data.root = '/gone': no such folder or shard; correct data.root" in refused("/gone")
     said = refused(shard.parent, num_classes=2)
     assert "tars: no train/ in it" in said and f"give their names, such as {shard})" in said
+    assert f"(or give the folder above: data.root = '{folder}')" in refused(folder / "train")
     assert "data.num_classes = 3: " in refused(folder, num_classes=3)
     assert "goes with shards only" in refused(folder, val_root=str(shard))
     assert "data.num_classes is not set" in refused(shard)

@@ -3,7 +3,31 @@ import time
 import pytest
 import torch
 
-from hard_fast.data.waiting import DeviceWait, HostWait
+from hard_fast.data.waiting import DeviceWait, HostWait, WaitAdvice
+
+
+def told(*windows: tuple[float, float]) -> list[str]:
+    """What is said in a run of these windows: share of waiting, seconds of the run at the end."""
+    advice = WaitAdvice()
+    return [text for window in windows if (text := advice.after(*window))]
+
+
+def test_a_run_that_waits_for_data_is_told_once():
+    (text,) = told((0.9, 5.0), *((0.5, 5.0 + 8.0 * i) for i in range(1, 40)))
+    assert text.startswith("50% of the last 32 s went in waiting for data")
+    assert "data.threads" in text
+
+
+def test_waiting_that_is_short_or_a_small_share_is_no_matter():
+    # Filling the queues, half of a few seconds, and a fifth of an hour.
+    assert told((0.9, 60.0)) == []
+    assert told((0.0, 0.0), (0.5, 29.0)) == []
+    assert told((0.0, 0.0), *((0.2, 60.0 * i) for i in range(1, 61))) == []
+
+
+def test_a_disk_that_becomes_slow_after_hours_is_noticed_within_a_minute():
+    (text,) = told(*((0.0, 10.0 * i) for i in range(1000)), (0.9, 10_015.0), (0.9, 10_030.0))
+    assert "of the last 40 s" in text
 
 
 def test_only_time_inside_the_blocks_counts():

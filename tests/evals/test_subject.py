@@ -179,3 +179,34 @@ def test_the_label_map_of_caltech_names_imagenets_classes_once():
     outputs = [wnid for found in tree.values() for wnid in found]
     assert len(tree) == 16 and list(tree) == sorted(tree)
     assert len(outputs) == len(set(outputs)) == 25 and set(outputs) <= set(read_wnids())
+
+
+def test_several_teachers_are_one(write_run: Write, write_weights: Write, tmp_path: Path):
+    paths = [str(write_weights("cifar_resnet20", seed)) for seed in (3, 4)]
+    teacher = {"name": "cifar_resnet20", "checkpoint": paths[0]}
+    also = {"name": "cifar_resnet20", "checkpoint": paths[1], "precision": "bf16"}
+    subject = open_run(write_run(teacher=teacher | {"also": [also]}), None, [])
+    assert subject.teacher_name == "cifar_resnet20 + cifar_resnet20"
+    image = torch.rand(2, 3, 32, 32)
+    together = subject.build((3, 32, 32), 10, WORLD)[1](image).logits_BK.softmax(1)
+    apart = []
+    for number in range(2):
+        told = [f"teacher.checkpoint={paths[number]}", "teacher.also=[]"]
+        one = open_run(write_run(f"alone{number}", teacher=teacher), None, told)
+        apart.append(one.build((3, 32, 32), 10, WORLD)[1](image).logits_BK.softmax(1))
+    torch.testing.assert_close(together, sum(apart) / 2, atol=0.02, rtol=0)
+    assert not torch.allclose(together, apart[0], atol=0.02)
+
+
+def test_each_of_several_teachers_needs_weights(write_weights: Write, tmp_path: Path):
+    path = write_weights("cifar_resnet20")
+    told = ["teacher.name=cifar_resnet20", f"teacher.checkpoint={path}"]
+    open_model("cifar_resnet20", str(path), told)
+    with pytest.raises(ValueError, match="^teacher 'cifar_resnet56': no weights are given"):
+        open_model("cifar_resnet20", str(path), [*told, 'teacher.also=[{name="cifar_resnet56"}]'])
+    root = tmp_path / "root"
+    (root / "weights").mkdir(parents=True)
+    write_weights("cifar_resnet56").rename(root / "weights" / "resnet56-1.th")
+    also = 'teacher.also=[{name="cifar_resnet56"}]'
+    subject = open_model("cifar_resnet20", str(path), [*told, also], None, root)
+    assert subject.teacher.also[0].checkpoint == str(root / "weights" / "resnet56-1.th")

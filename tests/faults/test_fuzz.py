@@ -23,7 +23,7 @@ from hard_fast.data.tar import read_members
 from hard_fast.evals.suites.stored import open_images, open_labels
 from hard_fast.runtime.configfile import Source, dump, merge, parse
 from hard_fast.runtime.dist import World
-from hard_fast.study import StudyConfig, load_study
+from hard_fast.study_plan import StudyConfig, load_study
 from hard_fast.train import load_config
 from hard_fast.trainer import Trainer
 from tests.faults.damage import damage, with_checksums
@@ -102,9 +102,11 @@ def test_configurations_along_the_schema(request, tiny_run, tmp_path, faults):
 
 def test_configurations_with_one_change(request, tiny_run, tmp_path, faults):
     chance, num_valid = random.Random(0), 0
+    growing = {"resolution": {"start_px": 8, "stage_px": 4, "end": 0.5}, "profile_steps": 2}
+    whole = merge(tiny_run, {"train": growing})
     for _ in range(num_cases(request.config, "changed")):
         with faults.tried("configuration with a change"):
-            tree = change_one(chance, tiny_run)
+            tree = change_one(chance, whole)
             num_valid += attempt_config(tmp_path / "a.toml", tree) is not None
     assert num_valid
 

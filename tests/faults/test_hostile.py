@@ -29,7 +29,7 @@ from hard_fast.evals.suites.stored import open_images
 from hard_fast.models.weights import load_weights
 from hard_fast.runtime.configfile import dump
 from hard_fast.train import main
-from tests.faults.test_kills import RUN
+from tests.faults.runs import RUN
 
 CPU = torch.device("cpu")
 

@@ -4,8 +4,8 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +20,7 @@ from hard_fast.bank import AugmentorBank, BankConfig
 from hard_fast.checkpoint import Checkpointer
 from hard_fast.runtime.configfile import dump, merge
 from hard_fast.train import main
-from tests.faults.test_kills import ARRAYS, RUN, outcome, saved_steps
+from tests.faults.runs import RUN, Run, finish, last_step, outcome, saved_steps
 
 CPU = torch.device("cpu")
 STEPS, EVERY = 24, 6
@@ -42,7 +42,7 @@ class Whole(NamedTuple):
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     place = tmp_path_factory.mktemp("whole")
     config, run_dir = place / "run.toml", place / "run"
-    config.write_text(dump(merge({"data": ARRAYS, **RUN}, CHANGES)))
+    config.write_text(dump(merge(RUN, CHANGES)))
     assert main(["--config", str(config), f"run_dir={run_dir}"]) == 0
     return Whole(config, run_dir, *outcome(run_dir))
 
@@ -114,18 +114,43 @@ def test_a_full_disk(request, whole, disk, faults, capsys):
 
 
 @pytest.mark.slow
-def test_a_full_disk_seen_from_outside(whole, disk, faults):
+def test_a_full_disk_seen_from_outside(whole, disk, tmp_path, faults):
     place = disk("size=100k")
-    command = [sys.executable, "-m", "hard_fast.train", "--config", str(whole.config)]
-    command += [f"run_dir={place / 'run'}"]
-    with faults.tried("disk full, as a child process"):
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 2 and "Traceback" not in done.stderr
-        last = done.stderr.strip().splitlines()[-1]
+    command = ["--config", str(whole.config), f"run_dir={place / 'run'}"]
+    with faults.tried("disk full, as a process of its own"):
+        run = Run(command, tmp_path / "said")
+        assert run.wait() == [2] and "Traceback" not in run.said()
+        last = run.said().strip().splitlines()[-1]
         assert last.startswith("error: ") and last.endswith(": No space left on device")
         disk("size=64m")
-        subprocess.run(command, check=True, capture_output=True)
+        finish(command, tmp_path / "said again")
         weights, _ = outcome(place / "run")
+        assert all(torch.equal(weights[name], whole.weights[name]) for name in weights)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [4, 16])
+def test_a_full_disk_of_tensorboard(whole, disk, tmp_path, faults, size):
+    """Its files are written by a thread, after the step that they tell of."""
+    run_dir, place = tmp_path / "run", disk(f"size={size}k")
+    run_dir.mkdir()
+    (run_dir / "tensorboard").symlink_to(place)
+    command = ["--config", str(whole.config), f"run_dir={run_dir}", "train.tensorboard=true"]
+    with faults.tried("disk full, of TensorBoard") as attempted:
+        run = Run(command, tmp_path / "said")
+        try:
+            assert run.wait() == [2], run.said()
+        finally:
+            run.end()
+        assert "Traceback" not in run.said()
+        lines = [line for line in run.said().splitlines() if line.startswith("error")]
+        assert lines == [f"error: {run_dir / 'tensorboard'}: No space left on device"]
+        attempted.lost_steps = max(0, last_step(run_dir) - max(saved_steps(run_dir), default=0))
+        assert attempted.lost_steps <= EVERY
+        disk("size=64m")
+        finish(command, tmp_path / "said again")
+        weights, rows = outcome(run_dir)
+        assert rows == whole.rows
         assert all(torch.equal(weights[name], whole.weights[name]) for name in weights)
 
 
@@ -297,21 +322,22 @@ def test_a_run_that_was_moved(whole, tmp_path, faults, capsys):
 
 @pytest.mark.slow
 def test_two_runs_in_one_directory(whole, tmp_path, faults):
-    command = [sys.executable, "-m", "hard_fast.train", "--config", str(whole.config)]
-    command += [f"run_dir={tmp_path / 'run'}"]
+    run_dir = tmp_path / "run"
+    command = ["--config", str(whole.config), f"run_dir={run_dir}"]
     with faults.tried("two runs in one directory"):
-        first = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        while not (tmp_path / "run/.lock").is_file() or not (tmp_path / "run/.lock").read_text():
-            assert first.poll() is None
-            time.sleep(0.01)
-        os.kill(first.pid, 19)
+        first = Run(command, tmp_path / "first")
         try:
-            second = subprocess.run(command, capture_output=True, text=True)
+            while not (run_dir / ".lock").is_file() or not (run_dir / ".lock").read_text():
+                assert not first.is_over(), first.said()
+                time.sleep(0.01)
+            os.kill(first.pid(0), signal.SIGSTOP)
+            second = Run(command, tmp_path / "second")
+            assert second.wait() == [2] and "Traceback" not in second.said()
+            assert f"is in use by process {first.pid(0)}; wait for it" in second.said()
+            os.kill(first.pid(0), signal.SIGCONT)
+            assert first.wait() == [0]
         finally:
-            os.kill(first.pid, 18)
-        assert second.returncode == 2 and "Traceback" not in second.stderr
-        assert f"is in use by process {first.pid}; wait for it" in second.stderr
-        assert first.wait(timeout=300) == 0
-        weights, rows = outcome(tmp_path / "run")
+            first.end()
+        weights, rows = outcome(run_dir)
         assert rows == whole.rows
         assert all(torch.equal(weights[name], whole.weights[name]) for name in weights)

@@ -4,6 +4,7 @@ import argparse
 import os
 import pickle
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -35,7 +36,7 @@ def _mistake(net: nn.Module, path) -> str:
 
 
 @pytest.mark.parametrize("ending", [".pth", ".pt", ".th", ".bin", ".safetensors"])
-@pytest.mark.parametrize("prefix", ["", "module.", "model.", "_orig_mod.module."])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module.", "student.backbone."])
 def test_any_file_with_any_prefix(tmp_path, ending, prefix):
     source, target = _net(0), _net(1)
     state = {prefix + key: tensor for key, tensor in source.state_dict().items()}
@@ -46,21 +47,45 @@ def test_any_file_with_any_prefix(tmp_path, ending, prefix):
     assert _is_same(source, target)
 
 
-@pytest.mark.parametrize("entry", ["state_dict", "model", "state_dict_ema"])
+@pytest.mark.parametrize("entry", ["state_dict", "model", "state_dict_ema", "net", "params"])
 def test_wrapping_entries(tmp_path, entry):
     source, target = _net(0), _net(1)
-    content = {"epoch": 3, "args": argparse.Namespace(lr=0.1), entry: source.state_dict()}
+    optimizer = torch.optim.Adam(source.parameters())
+    # A score as numpy has it, and a loss as torch has it, lie beside the weights of many.
+    values = {"epoch": 3, "best": np.float64(93.1), "loss": torch.tensor(0.5), "top": np.bool_(1)}
+    content = {**values, "optimizer": optimizer.state_dict(), entry: source.state_dict()}
+    content["args"] = argparse.Namespace(lr=0.1, num=np.int64(3))
     torch.save(content, tmp_path / "net.pth")
     load_weights(target, tmp_path / "net.pth")
     assert _is_same(source, target)
 
 
-def test_averaged_weights_come_first(tmp_path):
+@pytest.mark.parametrize(
+    ("entry", "own"),
+    [("state_dict_ema", "state_dict"), ("model_ema", "model"), ("ema", "model_state_dict")],
+)
+def test_averaged_weights_come_first(tmp_path, entry, own):
     averaged, target = _net(0), _net(1)
-    content = {"state_dict": _net(2).state_dict(), "state_dict_ema": averaged.state_dict()}
+    content = {own: _net(2).state_dict(), entry: averaged.state_dict()}
     torch.save(content, tmp_path / "net.pth")
     load_weights(target, tmp_path / "net.pth")
     assert _is_same(averaged, target)
+
+
+def test_an_average_as_torch_keeps_it(tmp_path):
+    source, target = _net(0), _net(1)
+    average = torch.optim.swa_utils.AveragedModel(source, use_buffers=True)
+    torch.save(
+        {"model": _net(2).state_dict(), "model_ema": average.state_dict()}, tmp_path / "a.pt"
+    )
+    load_weights(target, tmp_path / "a.pt")
+    assert _is_same(source, target)
+
+
+def test_of_several_sets_of_weights_none_is_guessed(tmp_path):
+    torch.save({"netG": _net(0).state_dict(), "netD": _net(1).state_dict()}, tmp_path / "gan.pth")
+    message = _mistake(_net(), tmp_path / "gan.pth")
+    assert "holds several sets of weights (netG, netD); save the one that is wanted" in message
 
 
 def test_prefix_stays_where_only_some_keys_or_the_network_itself_have_it(tmp_path):
@@ -142,7 +167,9 @@ def test_files_that_are_no_weights(tmp_path, monkeypatch):
     (tmp_path / "torn.safetensors").write_bytes(whole[:-4])
     assert "not a file of weights" in _mistake(_net(), tmp_path / "torn.safetensors")
     torch.save({"step": 3}, tmp_path / "step.pth")
-    assert "holds no weights" in _mistake(_net(), tmp_path / "step.pth")
+    assert "holds no weights; expected a dictionary of tensors by name, found step" in _mistake(
+        _net(), tmp_path / "step.pth"
+    )
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
     assert "holds no weights" in _mistake(_net(), tmp_path / "list.pth")
     torch.save(_net(), tmp_path / "module.pth")

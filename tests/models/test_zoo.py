@@ -1,14 +1,19 @@
 """Names to networks: resolution, options, input statistics, and mistakes in one line."""
 
-import sys
-import types
-
 import pytest
 import timm
 import torch
 from torch import nn
 
-from hard_fast.models.zoo import NetworkConfig, Normalized, build_network, save_weights
+from hard_fast.models.zoo import (
+    NetworkConfig,
+    Normalized,
+    TeacherConfig,
+    build_network,
+    members_of,
+    save_weights,
+)
+from hard_fast.runtime.configfile import Source, dotted, parse
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -34,22 +39,6 @@ def _mistake(**config) -> str:
     return message
 
 
-@pytest.fixture
-def own_module(monkeypatch):
-    """A module of the person's own, importable as own_nets."""
-    module = types.ModuleType("own_nets")
-
-    def linear(num_classes, in_channels, image_size, bias=True):
-        return nn.Sequential(
-            nn.Flatten(), nn.Linear(in_channels * image_size**2, num_classes, bias)
-        )
-
-    module.linear = linear
-    module.not_a_net = lambda num_classes, in_channels, image_size: "net"
-    monkeypatch.setitem(sys.modules, "own_nets", module)
-    return module
-
-
 def test_normalized_subtracts_mean_and_divides_by_std():
     net = Normalized(nn.Identity(), (0.5, 0.25), (0.5, 2.0))
     image = torch.tensor([1.0, 1.25]).view(1, 2, 1, 1)
@@ -64,26 +53,10 @@ def test_small_net_with_options_as_toml_gives_them():
     assert net(torch.rand(2, 3, 32, 32)).shape == (2, 10)
 
 
-def test_own_function(own_module):
-    net = _build(name="python:own_nets:linear", num_classes=3, options={"bias": False})
-    assert net(torch.rand(2, 3, 32, 32)).shape == (2, 3)
-    assert net.net[1].bias is None
-    assert net.mean.tolist() == torch.zeros(1, 3, 1, 1).tolist()
-
-
-def test_timm_net_that_works_at_any_size():
-    net = _build(name="resnet10t", in_channels=1, options={"drop_rate": 0.25})
-    assert net(torch.rand(2, 1, 32, 32)).shape == (2, 10)
-    assert net.net.drop_rate == 0.25
-
-
-def test_timm_net_is_told_its_image_size_unless_the_options_say_so():
-    tiny = {"depth": 1, "embed_dim": 12, "num_heads": 2}
-    net = _build(name="vit_tiny_patch16_224", image_size=48, options=tiny)
-    assert net.net.patch_embed.img_size == (48, 48)
-    assert net(torch.rand(2, 3, 48, 48)).shape == (2, 10)
-    options = tiny | {"img_size": 64, "dynamic_img_size": True}
-    assert _build(name="vit_tiny_patch16_224", options=options).net.patch_embed.img_size == (64, 64)
+def test_own_function_reads_images_as_they_are():
+    net = _build(name="python:hard_fast.models.lenet:lenet5", num_classes=3, in_channels=1)
+    assert net(torch.rand(2, 1, 32, 32)).shape == (2, 3)
+    assert net.mean.tolist() == torch.zeros(1, 1, 1, 1).tolist()
 
 
 def test_our_resnet18_and_timms_have_names_of_their_own():
@@ -191,9 +164,63 @@ def test_precision_fp32_and_mistakes():
         NetworkConfig(name="mlp", precision="int8")
 
 
-def test_timm_nets_that_list_the_keywords_they_refuse():
-    net = _build(name="hrnet_w18_small", image_size=32)
-    assert type(net.net).__name__ == "HighResolutionNet"
+def _teacher(*also, **first):
+    tree = {"name": "mlp", "options": {"hidden": [3]}, **first, "also": list(also)}
+    return parse(TeacherConfig, Source(tree, dict.fromkeys(dotted(tree), "a.toml")))
+
+
+def test_several_teachers_answer_with_their_mean_probability(tmp_path):
+    folded = {"name": "cnn", "options": {"widths": [2, 2, 2], "batch_norm": True}}
+    own = {"mean": [0.5], "std": [0.25], "weight": 3.0}
+    torch.manual_seed(0)
+    alone = [_build(name="mlp", options={"hidden": [3]}), _build(**folded)]
+    files = [str(tmp_path / f"{number}.safetensors") for number in range(2)]
+    for network, file in zip(alone, files, strict=True):
+        save_weights(network.eval(), file)
+    config = _teacher({**folded, **own, "checkpoint": files[1]}, checkpoint=files[0])
+    assert config.title == "mlp + cnn" and [m.name for m in members_of(config)] == ["mlp", "cnn"]
+    sizes = {"num_classes": 10, "in_channels": 3, "image_size": 32}
+    network = build_network(config, **sizes, frozen=True)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
+    assert not any(p.requires_grad for p in network.parameters())
+    assert not any(m.training for m in network.modules())
+    image = torch.rand(4, 3, 32, 32)
+    second = alone[1].net((image - 0.5) / 0.25).softmax(1)
+    expected = (alone[0](image).softmax(1) + 3.0 * second) / 4.0
+    torch.testing.assert_close(network(image).exp(), expected)
+
+
+def test_mistakes_about_several_teachers():
+    def said(*also, **first):
+        with pytest.raises(ValueError) as caught:
+            _teacher(*also, **first)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "a.toml: also.0.nam = 'cnn': unknown key; did you mean 'name'" in said(
+        {"name": "cnn", "nam": "cnn"}
+    )
+    assert "a.toml: also.0.also = []: unknown key" in said({"name": "cnn", "also": []})
+    assert "also.0.weight = 0.0: input should be greater than 0" in said(
+        {"name": "cnn", "weight": 0.0}
+    )
+    assert "weight = 2: there is no other teacher" in said(weight=2.0)
+    assert "num_classes: several teachers answer" in said({"name": "cnn", "num_classes": 3})
+    assert "num_classes: several teachers answer" in said({"name": "cnn"}, num_classes=3)
+    sizes = {"num_classes": 10, "in_channels": 3, "image_size": 32}
+    with pytest.raises(ValueError, match="^also.0: name = 'cn': unknown network"):
+        build_network(_teacher({"name": "cn"}), **sizes)
+    with pytest.raises(ValueError, match=r"^also: the objective reads inner layers .*\(linear1\)"):
+        build_network(_teacher({"name": "mlp"}), **sizes, frozen=True, taps=("linear1",))
+
+
+def test_each_teacher_can_be_changed():
+    config = _teacher({"name": "cnn", "precision": "bf16"}, precision="fp32")
+    assert not config.uses_autocast and _teacher({"name": "cnn"}, precision="fp32").uses_autocast
+    changed = config.each(lambda one: one.model_copy(update={"precision": "auto"}))
+    assert [member.precision for member in changed.members] == ["auto", "auto"]
+    assert [member.precision for member in config.members] == ["fp32", "bf16"]
+    assert members_of(None) == [] and NetworkConfig(name="cnn").each(lambda one: one).title == "cnn"
 
 
 def test_unknown_names_offer_the_nearest():
@@ -218,47 +245,14 @@ def test_unknown_and_unfit_options_are_named():
     )
     assert "options.hidden = [0]" in _mistake(name="mlp", options={"hidden": [0]})
     assert "options.dropout = 1.5" in _mistake(name="cnn", options={"dropout": 1.5})
-    vit = _mistake(name="vit_tiny_patch16_224", options={"dept": 1})
-    assert "options.dept: 'vit_tiny_patch16_224' has no such option; did you mean 'depth'" in vit
-    assert "num_heads" in vit
-    assert "options.in_chans: is set elsewhere" in _mistake(
-        name="resnet10t", options={"in_chans": 1}
-    )
-    assert "timm cannot build it (" in _mistake(
-        name="vit_tiny_patch16_224", options={"embed_dim": 13}
-    )
 
 
-def test_mistakes_in_own_functions(own_module):
-    assert "No module named 'own_netz'" in _mistake(name="python:own_netz:linear")
-    assert "linar" in _mistake(name="python:own_nets:linar")
-    assert "must read python:package.module:function" in _mistake(name="python:own_nets")
-    assert "unexpected keyword argument 'bas'" in _mistake(
-        name="python:own_nets:linear", options={"bas": 1}
-    )
-    assert "options.image_size: is given by the data" in _mistake(
-        name="python:own_nets:linear", options={"image_size": 1}
-    )
-    assert "returned a str, not an nn.Module" in _mistake(name="python:own_nets:not_a_net")
-
-
-def test_pretrained_is_for_timm_only(own_module):
+def test_pretrained_is_for_timm_only():
     message = _mistake(name="resnet18_3x3", pretrained=True)
     assert "only timm's networks" in message and "FILE" in message
-    assert "only timm's networks" in _mistake(name="python:own_nets:linear", pretrained=True)
+    assert "only timm's networks" in _mistake(name="python:own:net", pretrained=True)
     with pytest.raises(ValueError, match="pretrained = true and checkpoint = 'x.pth': set one of"):
         NetworkConfig(name="resnet10t", pretrained=True, checkpoint="x.pth")
-
-
-def test_pretrained_without_a_network_says_what_to_do(monkeypatch):
-    def offline(name, **kwargs):
-        assert kwargs["pretrained"]
-        raise OSError("Name or service not known\nmore lines")
-
-    monkeypatch.setattr(timm, "create_model", offline)
-    message = _mistake(name="resnet10t", pretrained=True)
-    assert "Name or service not known" in message and "more lines" not in message
-    assert message.endswith("set pretrained = false and checkpoint = FILE")
 
 
 def test_real_classifier_on_real_pictures(real_data):

@@ -1,7 +1,14 @@
 import pytest
 import torch
 
-from hard_fast.runtime.compile import CompileConfig, amp_dtype, compiled, is_compiled, use_cache
+from hard_fast.runtime.compile import (
+    CompileConfig,
+    allow_graphs,
+    amp_dtype,
+    compiled,
+    is_compiled,
+    use_cache,
+)
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -47,3 +54,17 @@ def test_a_cache_that_cannot_be_made_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="compile.cache = .*file/x"):
         use_cache(CompileConfig(cache=str(tmp_path / "file" / "x")))
+
+
+def test_graphs_of_many_shapes_are_allowed_where_they_are_announced():
+    limits = torch._dynamo.config
+    with limits.patch(recompile_limit=2):
+        torch._dynamo.reset()
+        graph = torch.compile(double, fullgraph=True, dynamic=False, backend="eager")
+        with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+            for size in range(1, 5):
+                graph(torch.ones(size))
+        allow_graphs(4)
+        assert [graph(torch.ones(size)).sum().item() for size in range(1, 5)] == [2, 4, 6, 8]
+        allow_graphs(3)
+        assert limits.recompile_limit == 4

@@ -4,44 +4,54 @@ import sys
 import time
 
 import pytest
-import torch
 
-from hard_fast.runtime.dist import World
-from hard_fast.runtime.pulse import Pulse
+from hard_fast.runtime import pulse
 
 TOGETHER = """
-import sys
-from hard_fast.runtime import dist
-from hard_fast.runtime.pulse import Lost, Pulse
+from hard_fast.runtime import dist, pulse
 world = dist.join("cpu", timeout_s=30)
-pulse = Pulse(world, timeout_s=30)
+dist.barrier()
 for place in range(3):
     # One process wants something, and all hear it in the same step.
     pulse.beat(place, 15 if (place, world.rank) == (1, 1) else 0)
     assert pulse.agreed("here") == (15 if place == 1 else 0)
+pulse.at("there")
+pulse.meet()
 pulse.beat(10 + world.rank, 0)
 try:
     pulse.agreed(f"step {10 + world.rank}")
-except Lost as error:
+except pulse.Lost as error:
     assert f"not at the same place: this one is at step {10 + world.rank}" in str(error)
+else:
+    dist.end(1)
+pulse.at(f"place {world.rank}")
+try:
+    pulse.meet()
+except pulse.Lost as error:
+    assert f"not at the same place: this one is at place {world.rank}" in str(error)
     dist.end(0)
 dist.end(1)
 """
 ABSENT = """
 import sys, time
-from hard_fast.runtime import dist
-from hard_fast.runtime.pulse import Lost, Pulse
-world = dist.join("cpu", timeout_s=30)
-pulse = Pulse(world, timeout_s=2)
+import torch
+from hard_fast.runtime import dist, pulse
+world = dist.join("cpu", timeout_s=2)
+dist.barrier()
 if world.rank == 1:
     time.sleep(60)
-pulse.beat(4, 0)
 try:
-    pulse.agreed("step 4 (student)")
-except Lost as error:
-    print("LOST:", error, file=sys.stderr)
-    dist.end(75)
+    {wait}
+except RuntimeError as error:
+    print("LOST:", type(error).__name__, pulse.explained(error), file=sys.stderr)
+    dist.end(pulse.LOST)
 """
+# By how a process waits: what is raised, by the meeting before the work or in the work itself.
+WAITS = {
+    "pulse.beat(4, 0), pulse.agreed('step 4')": ("Lost", "step 4"),
+    "pulse.at('the sum'), dist.sum_(torch.ones(1))": ("Lost", "the sum"),
+    "dist.mean_([torch.ones(1)])": ("RuntimeError", "the start"),
+}
 
 
 def run_two(script, tmp_path) -> subprocess.CompletedProcess:
@@ -55,11 +65,17 @@ def run_two(script, tmp_path) -> subprocess.CompletedProcess:
 
 
 def test_one_process_agrees_with_itself():
-    pulse = Pulse(World(0, 1, torch.device("cpu")), timeout_s=1)
     pulse.beat(7, 15)
     assert pulse.agreed("step 7") == 15
     pulse.beat(8, 0)
     assert pulse.agreed("step 8") == 0
+    pulse.meet()
+
+
+def test_errors_of_other_kinds_miss_nobody():
+    assert pulse.explained(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+    lost = pulse.Lost("rank 1")
+    assert pulse.explained(lost) is lost
 
 
 @pytest.mark.slow
@@ -69,9 +85,12 @@ def test_two_processes_agree_and_notice_that_they_differ(tmp_path):
 
 
 @pytest.mark.slow
-def test_who_does_not_come_is_named(tmp_path):
+@pytest.mark.parametrize("wait", WAITS)
+def test_who_does_not_come_is_named(wait, tmp_path):
     since = time.monotonic()
-    done = run_two(ABSENT, tmp_path)
+    done = run_two(ABSENT.format(wait=wait), tmp_path)
     line = next(line for line in done.stderr.splitlines() if line.startswith("LOST:"))
-    assert "rank 1 did not come to step 4 (student) within 2 s: it hangs or is gone" in line
+    kind, where = WAITS[wait]
+    assert f"LOST: {kind} rank 1 did not answer at {where}: it hangs or is gone (" in line
+    assert "(distributed.timeout_s = 2; Timed out waiting" in line
     assert done.returncode != 0 and time.monotonic() - since < 50

@@ -1,4 +1,3 @@
-import datetime
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -72,16 +71,37 @@ def test_a_start_that_died_before_all_had_come_does_not_mislead_the_next(survivo
     store = torch.distributed.HashStore()
     if survivor == 0:
         # Rank 0 gave the name, and rank 1 never answered.
-        store.set_timeout(datetime.timedelta(seconds=0.1))
-        with pytest.raises(RuntimeError):
+        with pytest.raises(rendezvous.Lost, match="rank 1 did not answer at the start"):
             rendezvous.meet(store, 0, 2, timeout_s=0.1)
-        store.set_timeout(datetime.timedelta(seconds=20))
     else:
         store.set("meeting", "of-the-dead")
-        with pytest.raises(TimeoutError, match="rank 1 of 2"):
+        with pytest.raises(rendezvous.Lost, match="rank 0 did not answer at the start"):
             rendezvous.meet(store, 1, 2, timeout_s=0.1)
     found = meet_all(store, 2, late=(0,))
     assert found[0] == found[1] and found[0].is_restart
+
+
+@pytest.mark.parametrize("absent", [[0], [1], [2], [1, 3], [0, 2]])
+@pytest.mark.parametrize("is_restart", [False, True])
+def test_all_who_come_name_those_who_do_not(absent, is_restart):
+    store = torch.distributed.HashStore()
+    if is_restart:
+        store.set("meeting", "of-the-dead")
+    came = [rank for rank in range(4) if rank not in absent]
+
+    def come(rank):
+        with pytest.raises(rendezvous.Lost) as found:
+            rendezvous.meet(store, rank, 4, timeout_s=0.3)
+        return str(found.value)
+
+    with ThreadPoolExecutor(len(came)) as pool:
+        said = set(pool.map(come, came))
+    if 0 in absent:
+        # Nobody answers where rank 0 gave no name, and nobody knows whose name an old one is.
+        absent = (absent[1:] if is_restart else []) or [0]
+    names = ", ".join(map(str, absent))
+    why = "it hangs or is gone (distributed.timeout_s = 0.3)"
+    assert said == {f"rank {names} did not answer at the start: {why}"}
 
 
 @pytest.mark.parametrize("knows", [0, 2])

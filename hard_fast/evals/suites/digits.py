@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from hard_fast.data.arrays import TEST_SEED, Arrays, shift_corners
+from hard_fast.data.arrays import TEST_SEED, Arrays
 from hard_fast.data.readers import checked, find_file, read_idx
+from hard_fast.data.shifted import shift_corners
 from hard_fast.evals.suites.names import MNIST_CORRUPTIONS, pick
 from hard_fast.evals.suites.stored import Stored, open_images, open_labels, store
 from hard_fast.evals.suites.suite import Loaded, Request

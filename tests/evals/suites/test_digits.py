@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hard_fast.data.arrays import shift_corners
+from hard_fast.data.shifted import shift_corners
 from hard_fast.evals.suites import Missing, PictureFormat, load_suite
 from hard_fast.evals.suites.names import MNIST_CORRUPTIONS
 
