@@ -16,7 +16,7 @@ test: $(VENV)/installed
 test-slow: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(RUN) -m pytest tests -m "slow and not gpu" $(if $(REAL_DATA),--real-data=$(REAL_DATA))
 
-# Fifty runs killed at any moment, damaged disks, a hundred thousand bad inputs.
+# Fifty runs killed at any moment, 20,000 steps, damaged and slow disks, a hundred thousand bad inputs.
 test-faults: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/faults -m "" --tries 50 --cases 100000 $(if $(REAL_DATA),--real-data=$(REAL_DATA))
 

@@ -1,5 +1,6 @@
 """Every command of the README runs: shrunk where it trains, on made-up data in true formats."""
 
+import itertools
 import json
 import os
 import re
@@ -45,6 +46,7 @@ def commands() -> list[str]:
 
 def shrunk(command: str, number: int) -> str:
     """The command as it can run here: in seconds, on one machine."""
+    command = command.replace("prepare check DIR", "prepare check data/caltech25")
     for name, value in NAMES.items():
         command = re.sub(rf"\b{name}\b", value, command)
     command = command.replace("--nproc-per-node 8", "--nproc-per-node 2")
@@ -86,10 +88,11 @@ def write_data(place: Path) -> None:
             payload = head + bytes([array.ndim]) + shape + array.tobytes()
             (raw / f"{part}-{name}-ubyte").write_bytes(payload)
     label_map = json.loads((ROOT / "configs/label_maps/caltech25.json").read_text())
-    for name in label_map:
-        (place / "data" / "caltech25" / "val" / name).mkdir(parents=True)
+    for part, name in itertools.product(("train", "val"), label_map):
+        folder = place / "data" / "caltech25" / part / name
+        folder.mkdir(parents=True)
         picture = Image.fromarray(random.integers(0, 256, (40, 50, 3), np.uint8))
-        picture.save(place / "data" / "caltech25" / "val" / name / "1.jpg")
+        picture.save(folder / "1.jpg")
     (place / "data" / "weights").mkdir()
     sizes = {"num_classes": 10, "in_channels": 3, "image_size": 32}
     for name, file in (("20", "resnet20.th"), ("56", "data/weights/resnet56-x.th")):

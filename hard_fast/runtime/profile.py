@@ -37,6 +37,8 @@ class Trace:
         self._path, self._say = folder / FILE_NAME, say
         self._profiler: profile | None = None
         if num_steps:
+            # Kineto would tell of its stages, and that there is no GPU, between the run's lines.
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")
             on_gpu = [ProfilerActivity.CUDA] if device.type == "cuda" else []
             self._profiler = profile(
                 activities=[ProfilerActivity.CPU, *on_gpu],

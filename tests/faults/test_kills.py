@@ -207,7 +207,7 @@ def wait_for(moment: str, chance: random.Random, whole: Unbroken, run_dir: Path,
                 while state(pid) not in ("T", "Z", None):
                     time.sleep(0.0005)
                 # What it did before it stopped may have ended the moment.
-                if is_there(run_dir) and not times:
+                if times <= 0 and is_there(run_dir):
                     return
                 os.kill(pid, signal.SIGCONT)
                 times -= 1
