@@ -7,7 +7,11 @@ from hard_fast.runtime import dist, pulse, signals
 
 _MISTAKE = 2
 _COMPILERS = ("torch._dynamo", "torch._inductor")
-_SHORT = re.compile(r"out of memory|(?:n't|tried to|unable to) allocate|bad_alloc", re.IGNORECASE)
+# The last is how oneDNN says it.
+_SHORT = re.compile(
+    r"out of memory|(?:n't|tried to|unable to) allocate|bad_alloc|could not create a primitive",
+    re.IGNORECASE,
+)
 _AMOUNT = re.compile(r"(?:tried to|unable to) allocate ([\d.]+) ?(\w+)", re.IGNORECASE)
 
 

@@ -16,7 +16,7 @@ from hard_fast.runtime.pulse import LOST
 from hard_fast.runtime.rows import read_rows
 from tests.faults.runs import Run, state
 
-TIMEOUT_S = 3.0
+TIMEOUT_S = 4.0
 # To hear who is there; the rest is for machines with other work to do.
 SECONDS_TO_END = 15.0
 

@@ -54,3 +54,6 @@ def test_a_compiler_that_a_signal_ended_is_no_error(capsys):
         os.kill(os.getpid(), signal.SIGUSR1)
     assert failures.tell(found.value) == 128 + signal.SIGUSR1
     assert capsys.readouterr().err == "SIGUSR1 while it compiled; the same command goes on\n"
+    # What comes next was asked nothing.
+    with signals.noted():
+        assert not signals.asked()
