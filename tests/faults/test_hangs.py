@@ -1,11 +1,13 @@
 """A process that hangs, wherever it is: the others end in time, and say which one it was."""
 
 import functools
+import itertools
 import os
 import re
 import signal
 import sys
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import NamedTuple
 
@@ -48,23 +50,29 @@ HANGS = (
 
 def kind_of(place: str) -> str:
     """What a place is, for the table."""
-    kinds = ("checkpoint", "evaluation", "start", "end")
-    return next((f"the {kind}" for kind in kinds if kind in place), "a step")
+    return next((k for k in ("checkpoint", "evaluation", "start", "end") if k in place), "step")
+
+
+def at_call(function: str, call: int, do: Callable[[], object]) -> None:
+    """Do something where this process calls a function for the so-and-so-many-th time."""
+    calls = itertools.count(1)
+
+    def look(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_qualname == function and next(calls) == call:
+            do()
+
+    sys.setprofile(look)
 
 
 def stop_self(hang: Hang, rank: int) -> None:
     """Stop this process, if it is of that rank, where it is to hang."""
-    calls = 0
-
-    def look(frame: FrameType, event: str, _: object) -> None:
-        nonlocal calls
-        if event == "call" and frame.f_code.co_qualname == hang.function:
-            calls += 1
-            if calls == hang.call:
-                os.kill(os.getpid(), signal.SIGSTOP)
-
     if rank == hang.rank:
-        sys.setprofile(look)
+        at_call(hang.function, hang.call, lambda: os.kill(os.getpid(), signal.SIGSTOP))
+
+
+def take_long(function: str, _: int) -> None:
+    """Be slower than a process may be that others wait for; each rank is."""
+    at_call(function, 1, lambda: time.sleep(TIMEOUT_S + 2))
 
 
 def wait_until(is_there, run: Run) -> None:
@@ -80,7 +88,7 @@ def test_a_hung_rank_is_named_wherever_it_hangs(hang, tiny_run, tmp_path, faults
     changes = {"train": {"steps": 6}, "distributed": {"timeout_s": TIMEOUT_S}}
     config = tmp_path / "in.toml"
     config.write_text(dump(merge(tiny_run, changes)))
-    with faults.tried(f"hung rank, in {kind_of(hang.place)}"):
+    with faults.tried(f"hung rank, {kind_of(hang.place)}"):
         stop = functools.partial(stop_self, hang)
         run = Run(["--config", str(config)], tmp_path / "said", ranks=2, before=stop)
         try:
@@ -96,6 +104,21 @@ def test_a_hung_rank_is_named_wherever_it_hangs(hang, tiny_run, tmp_path, faults
                 f"or is gone (distributed.timeout_s = {TIMEOUT_S:g}"
             )
             assert "Traceback" not in run.said()
+        finally:
+            run.end()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("function", ["evaluate", "DistillStep.forward"])
+def test_what_all_do_together_may_take_longer(function, tiny_run, tmp_path, faults):
+    changes = {"train": {"steps": 6}, "distributed": {"timeout_s": TIMEOUT_S}}
+    config = tmp_path / "in.toml"
+    config.write_text(dump(merge(tiny_run, changes)))
+    with faults.tried("all ranks slow together"):
+        slow = functools.partial(take_long, function)
+        run = Run(["--config", str(config)], tmp_path / "said", ranks=2, before=slow)
+        try:
+            assert run.wait() == [0, 0], run.said()
         finally:
             run.end()
 
