@@ -179,8 +179,11 @@ class TrainLoader:
         """Build the pipeline of this step's batch and of those that follow."""
         order, step, size_at = self._order, self._step, self._size_at
         width_at = None if self._resizer else lambda i: size_at(step + i)
-        # They hold no reference to this object, which would keep both of them alive.
-        plan = lambda i: order.work(step + i) if i else first  # noqa: E731
+
+        # Neither holds a reference to this object, which would keep both of them alive.
+        def plan(i: int) -> Work:
+            return order.work(step + i) if i else first
+
         self._feed = Feed(self._samples, plan, width_at)
         self._pipeline = train_pipeline(
             self._feed, self._config, order.share, self._device, self._num_threads
