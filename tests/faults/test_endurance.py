@@ -26,36 +26,26 @@ from hard_fast.runtime.configfile import dump, merge
 from hard_fast.runtime.rows import read_rows
 from hard_fast.train import main
 from tests.faults.runs import Run, finish, outcome, saved_steps, spawn
+from tests.tiny import TREE
 
 SAMPLE, CAMPAIGN_PER_TRY = 600, 400
 BATCH, CAPACITY, KEEP, LOG_EVERY, SAVE_EVERY = 8, 8, 2, 10, 50
-RUN = {
-    "data": {"kind": "synthetic", "size": 8, "channels": 1, "num_train": 96, "num_test": 16},
-    "student": {"name": "mlp", "options": {"hidden": [16]}},
+CHANGES = {
+    "data": {"size": 8, "num_train": 96, "num_test": 16},
     "teacher": {"name": "mlp", "options": {"hidden": [8]}},
-    "augmentor": {"kind": "affine", "std": 0.1},
-    "objective": {"kind": "hard"},
-    "schedule": {
-        "kind": "threshold",
-        "l_min": 0.98,
-        "l_max": 0.99,
-        "consecutive": 1,
-        "max_augmentor_steps": 5,
-        "lag": 1,
-    },
+    "schedule": {"max_augmentor_steps": 5},
     "bank": {"capacity": CAPACITY},
-    "optim": {"lr": 1e-3},
-    "augmentor_optim": {"lr": 0.01},
     "average": {"decay": 0.9},
     "train": {
         "steps": SAMPLE,
         "batch_size": BATCH,
         "log_every": LOG_EVERY,
         "eval_every_epochs": 10,
-        "device": "cpu",
+        "tensorboard": True,
     },
     "checkpoint": {"every_steps": SAVE_EVERY, "keep": KEEP},
 }
+RUN = merge(TREE, CHANGES)
 
 # The first fifth of a run is its beginning: libraries load what they put off until it is needed,
 # and the queues and the bank fill. The sample has so few steps that it takes two fifths.
