@@ -9,7 +9,7 @@ import pytest
 from hard_fast.runtime.configfile import dump, merge
 from tests.faults.runs import TREE, Run
 
-SPARE_BYTES = 512 * 2**20
+SPARE_BYTES = 2**30
 LARGE = {"data": {"size": 160, "num_train": 160}, "train": {"batch_size": 128}}
 WIDE = {"name": "cnn", "options": {"widths": [64, 64, 64]}}
 MANY = {"num_train": 160, "num_test": 1000, "size": 160}
