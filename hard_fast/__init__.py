@@ -12,3 +12,8 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         return getattr(importlib.import_module("hard_fast.distiller"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What is there without being imported yet, so that pydoc and completion show it too."""
+    return sorted({*globals(), *__all__})

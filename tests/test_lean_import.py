@@ -22,6 +22,15 @@ def test_the_package_itself_loads_nothing_until_it_is_used():
     assert done.stdout.split() == ["False", "False", "True", "False"]
 
 
+def test_pydoc_shows_what_is_public():
+    said = subprocess.run(
+        [sys.executable, "-m", "pydoc", "hard_fast"], capture_output=True, text=True, check=True
+    ).stdout
+    for line in ("class Distiller", "class Network", "step(self, image", "VERSION"):
+        assert line in said
+    assert "partially initialized" not in said
+
+
 def test_importing_loads_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == {"loaded": [], "cuda": False}
