@@ -7,6 +7,7 @@ paper's numbers. Finished runs are not run again.
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -52,6 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
     except signals.Stopped as stopped:
         print(f"{stopped}: its runs have saved; the same command goes on", file=sys.stderr)
         return stopped.code
+    except KeyboardInterrupt:
+        print("SIGINT: its runs save and end; the same command goes on", file=sys.stderr)
+        return 128 + signal.SIGINT
     except (ValueError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2

@@ -1,4 +1,5 @@
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -55,7 +56,8 @@ def test_a_failed_run_is_named_and_the_rest_goes_on(study, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_study_that_is_stopped_stops_its_runs_and_goes_on(study, tmp_path):
+@pytest.mark.parametrize("numbers", [[signal.SIGTERM], [signal.SIGHUP], [signal.SIGINT] * 2])
+def test_a_study_that_is_stopped_stops_its_runs_and_goes_on(numbers, study, tmp_path):
     study["rows"] = {"teacher": study["rows"]["teacher"]}
     study["train"] |= {"steps": 3000, "eval_every_epochs": 300}
     del study["study"]["paper"], study["study"]["reach"]
@@ -64,15 +66,18 @@ def test_a_study_that_is_stopped_stops_its_runs_and_goes_on(study, tmp_path):
     while not list((tmp_path / "study").glob("teacher/*/metrics.jsonl")):
         assert process.poll() is None
         time.sleep(0.05)
-    process.terminate()
-    assert process.wait(60) == 143
-    assert "SIGTERM: its runs have saved" in process.stderr.read()
+    for number in numbers:
+        process.send_signal(number)
+        time.sleep(0.2)
+    name, said = numbers[0].name, process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + numbers[0] and "Traceback" not in said
+    assert f"{name}: its runs " in said
     (run_dir,) = (tmp_path / "study" / "teacher").iterdir()
-    assert "SIGTERM: saved" in (run_dir / "log.txt").read_text()
+    assert f"{name}: saved" in (run_dir / "log.txt").read_text()
     steps = max(int(note.stem[5:]) for note in run_dir.glob("checkpoints/step_*.json"))
     assert 0 < steps < 3000
     # No run is left behind: its directory is free, and the run goes on from there.
-    done = subprocess.run([*command, "study.jobs=1"], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*command, "study.jobs=2"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     rows = (run_dir / "metrics.jsonl").read_text().splitlines()
     assert json.loads(rows[-1])["step"] == 3000
