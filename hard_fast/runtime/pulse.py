@@ -19,8 +19,11 @@ from hard_fast.runtime.rendezvous import Lost, missing
 LOST = 75
 """What a process exits with that misses others; the system's headers call it a temporary failure:
 try again."""
-# How long those who came wait to hear who else did, s.
+# How long those who came wait to hear who else did, s: at least, and where several are missing, of
+# whom some may only have come later and wait still.
 _ROLL_CALL_S = 3.0
+_LATEST_S = 60.0
+_POLL_S = 0.1
 
 
 class _Place(NamedTuple):
@@ -137,8 +140,13 @@ def _absent() -> list[int]:
         if store is None:
             return []
         store.set(keys[_place.rank], "here")
+        latest = time.monotonic() + min(_place.timeout_s, _LATEST_S)
         time.sleep(_ROLL_CALL_S)
-        return [rank for rank, key in enumerate(keys) if not store.check([key])]
+        while True:
+            absent = [rank for rank, key in enumerate(keys) if not store.check([key])]
+            if len(absent) <= 1 or time.monotonic() > latest:
+                return absent
+            time.sleep(_POLL_S)
     except RuntimeError:
         # The store is gone with the process that kept it.
         return []

@@ -46,6 +46,24 @@ except RuntimeError as error:
     print("LOST:", type(error).__name__, pulse.explained(error), file=sys.stderr)
     dist.end(pulse.LOST)
 """
+LATE = """
+import sys, time
+from hard_fast.runtime import dist, pulse
+world = dist.join("cpu", timeout_s=9)
+dist.barrier()
+pulse.at("step 3")
+if world.rank == 1:
+    time.sleep(60)
+if world.rank == 2:
+    # Later than the others by more than the least time of a roll call.
+    time.sleep(6)
+try:
+    pulse.meet()
+except pulse.Lost as error:
+    print("LOST:", error, file=sys.stderr, flush=True)
+    time.sleep(4)
+    dist.end(pulse.LOST)
+"""
 # By how a process waits: what is raised, by the meeting before the work or in the work itself.
 WAITS = {
     "pulse.beat(4, 0), pulse.agreed('step 4')": ("Lost", "step 4"),
@@ -54,10 +72,16 @@ WAITS = {
 }
 
 
-def run_two(script, tmp_path) -> subprocess.CompletedProcess:
+def run_some(script, tmp_path, num=2) -> subprocess.CompletedProcess:
     file = tmp_path / "worker.py"
     file.write_text(script)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={num}",
+    ]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [*command, str(file)], capture_output=True, text=True, env=env, timeout=120
@@ -80,7 +104,7 @@ def test_errors_of_other_kinds_miss_nobody():
 
 @pytest.mark.slow
 def test_two_processes_agree_and_notice_that_they_differ(tmp_path):
-    done = run_two(TOGETHER, tmp_path)
+    done = run_some(TOGETHER, tmp_path)
     assert done.returncode == 0, done.stderr
 
 
@@ -88,9 +112,16 @@ def test_two_processes_agree_and_notice_that_they_differ(tmp_path):
 @pytest.mark.parametrize("wait", WAITS)
 def test_who_does_not_come_is_named(wait, tmp_path):
     since = time.monotonic()
-    done = run_two(ABSENT.format(wait=wait), tmp_path)
+    done = run_some(ABSENT.format(wait=wait), tmp_path)
     line = next(line for line in done.stderr.splitlines() if line.startswith("LOST:"))
     kind, where = WAITS[wait]
     assert f"LOST: {kind} rank 1 did not answer at {where}: it hangs or is gone (" in line
     assert "(distributed.timeout_s = 2; Timed out waiting" in line
     assert done.returncode != 0 and time.monotonic() - since < 50
+
+
+@pytest.mark.slow
+def test_who_only_came_late_is_not_named(tmp_path):
+    said = run_some(LATE, tmp_path, num=4).stderr.splitlines()
+    lines = [line.partition(" (")[0] for line in said if line.startswith("LOST:")]
+    assert lines == ["LOST: rank 1 did not answer at step 3: it hangs or is gone"] * 3
