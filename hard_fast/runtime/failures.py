@@ -7,9 +7,10 @@ from hard_fast.runtime import dist, pulse, signals
 
 _MISTAKE = 2
 _COMPILERS = ("torch._dynamo", "torch._inductor")
-# The last is how oneDNN says it.
+# The last is how oneDNN says it; where it speaks of a descriptor, it was given what it cannot do.
 _SHORT = re.compile(
-    r"out of memory|(?:n't|tried to|unable to) allocate|bad_alloc|could not create a primitive",
+    r"out of memory|(?:n't|tried to|unable to) allocate|bad_alloc"
+    r"|could not create a primitive(?! desc)",
     re.IGNORECASE,
 )
 _AMOUNT = re.compile(r"(?:tried to|unable to) allocate ([\d.]+) ?(\w+)", re.IGNORECASE)

@@ -33,9 +33,16 @@ def test_a_lack_of_memory_is_one_line_with_what_to_do(demand, amount, capsys):
     assert amount in said and all(key in said for key in ADVICE)
 
 
-def test_errors_of_the_code_stay_what_they_are(capsys):
+def misshape_for_onednn() -> None:
+    """Says "could not create a primitive descriptor"."""
+    weight = torch.zeros(4, 5)
+    torch.ops.mkldnn._linear_pointwise(torch.zeros(2, 3), weight, None, "none", [], None)
+
+
+@pytest.mark.parametrize("misshape", [lambda: torch.zeros(2) @ torch.zeros(3), misshape_for_onednn])
+def test_errors_of_the_code_stay_what_they_are(misshape, capsys):
     with pytest.raises(RuntimeError) as found:
-        torch.zeros(2) @ torch.zeros(3)
+        misshape()
     with pytest.raises(RuntimeError) as told:
         failures.tell(found.value)
     assert told.value is found.value and not capsys.readouterr().err
