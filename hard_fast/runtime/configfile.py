@@ -21,6 +21,8 @@ from hard_fast.runtime.messages import printable
 CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "configs"
 COMMAND_LINE = "command line"
 _IDENTITY_KEYS = ("kind", "name")
+# Two ways to say one thing: the upper's replaces the lower's, whichever either took.
+_EITHER = (("epochs", "steps"), ("steps", "epochs"))
 
 
 class Config(BaseModel):
@@ -92,7 +94,8 @@ def read_overrides(overrides: Sequence[str]) -> Source:
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """A new tree with `above` laid over `below`, table by table."""
-    merged = dict(below)
+    replaced = [other for key, other in _EITHER if key in above and other not in above]
+    merged = {key: value for key, value in below.items() if key not in replaced}
     for key, value in above.items():
         old = merged.get(key)
         if isinstance(value, Mapping) and isinstance(old, Mapping):
@@ -178,9 +181,7 @@ def _one_line(model: type[BaseModel], source: Source, error: Mapping[str, Any]) 
     """One line for one pydantic error: file, key, value, what is wrong, nearest valid name."""
     known, parts = _walk(model, error["loc"])
     key = ".".join(parts)
-    origin = _origin(source, key)
-    if origin is None:
-        origin = next(iter(source.origin.values()), COMMAND_LINE)
+    origin = _origin(source, key) or next(iter(source.origin.values()), COMMAND_LINE)
     match error["type"]:
         case "extra_forbidden":
             return (
@@ -204,9 +205,7 @@ def _one_line(model: type[BaseModel], source: Source, error: Mapping[str, Any]) 
                 f"{origin}: {key} = {_short(given)}: unknown value{_nearest(str(given), choices)}"
             )
         case "value_error":
-            said = str(error["ctx"]["error"])
-            where = f"{key}: " if key else ""
-            return f"{origin}: {where}{said}"
+            return ": ".join(filter(None, (origin, key, str(error["ctx"]["error"]))))
     reason = error["msg"][:1].lower() + error["msg"][1:]
     return f"{origin}: {key} = {_short(error['input'])}: {reason}"
 

@@ -158,6 +158,15 @@ def test_fingerprint_ignores_order_and_sees_values():
     assert fingerprint({"a": 1}) != fingerprint({"a": 2})
 
 
+def test_the_upper_length_of_a_run_replaces_the_lower():
+    below = {"train": {"epochs": 50, "batch_size": 8}}
+    steps = merge(below, {"train": {"steps": 200}})
+    assert steps == {"train": {"steps": 200, "batch_size": 8}}
+    assert merge(steps, {"train": {"epochs": 2}}) == {"train": {"epochs": 2, "batch_size": 8}}
+    both = {"train": {"epochs": 1, "steps": 2}}
+    assert merge({"train": {}}, both) == both
+
+
 def test_merge_leaves_its_arguments_alone():
     below = {"a": {"x": 1}}
     assert merge(below, {"a": {"y": 2}}) == {"a": {"x": 1, "y": 2}}
