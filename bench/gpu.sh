@@ -18,16 +18,16 @@ deadline=$((SECONDS + ${SECONDS_IN_ALL:-540}))
 place="$out/gpu"
 benches=("${@:3}")
 status=0
-rm -rf "$place" "$out/site" "$out/wheels"
-mkdir -p "$place" "$out/site" "$out/wheels"
+rm -rf "$place" "$out/site" "$out/joined"
+mkdir -p "$place" "$out/site" "$out/joined"
 export PYTHONPATH="$PWD:$PWD/kernels:$(realpath "$out/site")${PYTHONPATH:+:$PYTHONPATH}"
 
 install() {
   local file found=()
   for file in "$wheels"/*.whl.part-aa; do
-    [ ! -e "$file" ] || cat "${file%aa}"* >"$out/wheels/$(basename "${file%.part-aa}")" || return
+    [ ! -e "$file" ] || cat "${file%aa}"* >"$out/joined/$(basename "${file%.part-aa}")" || return
   done
-  for file in "$wheels"/*.whl "$out"/wheels/*.whl; do
+  for file in "$wheels"/*.whl "$out"/joined/*.whl; do
     [ ! -e "$file" ] || found+=("$file")
   done
   [ "${#found[@]}" -gt 0 ] || { echo "$wheels: no wheels"; return 1; }

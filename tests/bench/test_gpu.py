@@ -40,8 +40,9 @@ def cut_wheel(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_parts_become_a_wheel_and_an_archive_is_left(tmp_path):
-    wheels, out = tmp_path / "wheels", tmp_path / "out"
-    wheels.mkdir()
+    # The wheels lie where the results go, and stay there.
+    wheels, out = tmp_path / "out" / "wheels", tmp_path / "out"
+    wheels.mkdir(parents=True)
     cut_wheel(wheels)
     done = run(wheels, out, seconds=540)
     assert done.returncode == 0, done.stdout
@@ -55,7 +56,7 @@ def test_parts_become_a_wheel_and_an_archive_is_left(tmp_path):
     rows = read_rows(found / "results.jsonl")
     assert rows and all(row["bench"] == "memory" for row in rows)
     assert (out / "site" / "carried.py").read_text() == "WEIGHT = 3\n"
-    assert done.stdout.strip().endswith("gpu.tar.gz")
+    assert done.stdout.strip().endswith("gpu.tar.gz") and len(list(wheels.iterdir())) == 2
 
 
 def test_a_folder_without_wheels_ends_before_anything_is_timed(tmp_path):
