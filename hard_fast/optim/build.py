@@ -1,6 +1,6 @@
 """Optimizers for one network's trainable parameters, and gradient clipping."""
 
-import warnings
+import logging
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
@@ -18,6 +18,7 @@ from hard_fast.runtime.cycle import Cycle, within
 
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 _FUSED_DEVICES = {"cpu", "cuda"}
+_log = logging.getLogger(__name__)
 _EPS = 1e-8  # torch's and bitsandbytes' default for Adam
 
 
@@ -168,7 +169,7 @@ def _flat_rules(kind: str, device: torch.device) -> tuple[Rule] | tuple[Rule, Ru
                 f"optim.kind = {kind!r}: {missing}; install it, or use "
                 f"{kind.removesuffix('8bit')!r}"
             ) from None
-        warnings.warn(f"optim.kind = 'lion_auto' is 'lion': {missing}", stacklevel=3)
+        _log.warning("optim.kind = 'lion_auto' is 'lion': %s", missing)
         return (lion_rule(),)
 
 

@@ -1,8 +1,8 @@
 """Learning rates over a run. The one place where epochs become steps."""
 
 import enum
+import logging
 import math
-import warnings
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from hard_fast.runtime.configfile import Config
 
 _Epochs = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_log = logging.getLogger(__name__)
 
 
 class ConstantRateConfig(Config):
@@ -107,10 +108,11 @@ class RateSchedule:
         self._num_steps = num_steps
         self._num_warmup_steps = round(warmup_epochs * num_steps_per_epoch)
         if self._num_warmup_steps > num_steps:
-            warnings.warn(
-                f"rate.warmup_epochs = {warmup_epochs:g}: the run has only "
-                f"{num_steps / num_steps_per_epoch:g} epochs, so it never reaches its full rate",
-                stacklevel=2,
+            _log.warning(
+                "rate.warmup_epochs = %g: the run has only %g epochs, so it never reaches its full "
+                "rate",
+                warmup_epochs,
+                num_steps / num_steps_per_epoch,
             )
 
     def factor(self, step: int) -> float:

@@ -92,10 +92,10 @@ def test_lion_auto_is_8bit_on_a_gpu_only(monkeypatch):
     assert _num_state_bytes("lion8bit", "cpu") == eight
 
 
-def test_lion_auto_without_bitsandbytes_warns_and_is_lion(monkeypatch):
+def test_lion_auto_without_bitsandbytes_warns_and_is_lion(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.warns(UserWarning, match="'lion_auto' is 'lion': bitsandbytes has no code for"):
-        assert _num_state_bytes("lion_auto", "cuda") == 4 * 8192
+    assert _num_state_bytes("lion_auto", "cuda") == 4 * 8192
+    assert "'lion_auto' is 'lion': bitsandbytes has no code for" in caplog.text
 
 
 # One step from 1 with gradient -0.05, lr 0.1, weight decay 0.1. L2 turns the gradient into
