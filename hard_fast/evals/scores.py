@@ -15,6 +15,17 @@ NUM_BINS = 15
 NUM_LABEL_SUMS = 4 + 3 * NUM_BINS
 NUM_SET_SUMS = 2
 NUM_TEACHER_SUMS = 3
+# Those of suites with corruptions among them: evals/suites/summary.py.
+_LESS_IS_BETTER = ("nll", "ece", "teacher_kl", "t_stddev", "mse", "distortion", "rate", "bound")
+_LESS_IS_BETTER += ("error", "mce")
+
+
+def is_less_better(metric: str) -> bool:
+    """Whether a smaller value of a score is the better one.
+
+    Args:    metric: the score's name, or one that ends with it: `val_nll`, `mnist_c_blur_error`.
+    """
+    return any(f"_{metric}".endswith(f"_{name}") for name in _LESS_IS_BETTER)
 
 
 def class_logits(logits_BK: Tensor, outputs_KS: Tensor | None) -> Tensor:

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from hard_fast.report.record import read_record, series
+from hard_fast.evals.scores import is_less_better
+from hard_fast.report.record import Record, at, is_number, numbers, read_record, series
 from hard_fast.report.wording import duration, score
-
-_LESS_IS_BETTER = ("nll", "ece", "mse", "mce")
 
 
 def reached(
@@ -20,16 +19,19 @@ def reached(
 
     Args:    runs: directories of each row's finished runs.
              levels: of each metric, in its unit.
-    Returns: n runs, how many of them got there, and of those the mean of epochs and of seconds
-             of training (evaluations between are in it), absent where none did.
+    Returns: n runs that tell the metric, how many of them got there, and of those the mean of
+             epochs and of seconds of training (evaluations between are in it), absent where none
+             did.
     """
     found: dict[str, dict[str, dict[str, float]]] = {}
     for row, folders in runs.items():
         found[row] = {}
+        records = [read_record(folder) for folder in folders]
         for metric, level in levels.items():
-            places = [_first(folder, metric, level) for folder in folders]
+            courses = [course for one in records if (course := _course(one, metric))]
+            places = [_first(course, level, less=is_less_better(metric)) for course in courses]
             there = [place for place in places if place is not None]
-            entry: dict[str, float] = {"n": len(places), "num_there": len(there)}
+            entry: dict[str, float] = {"n": len(courses), "num_there": len(there)}
             if there:
                 epochs, seconds = zip(*there, strict=True)
                 entry |= {"epochs": statistics.fmean(epochs), "seconds": statistics.fmean(seconds)}
@@ -53,20 +55,36 @@ def reached_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def _first(run_dir: Path, metric: str, level: float) -> tuple[float, float] | None:
-    """Epochs and seconds at the first evaluation that is as good; None if there is none."""
-    rows = read_record(run_dir).rows
-    steps, seconds = series(rows["train"], "timing", "seconds")
-    sign = -1.0 if metric.endswith(_LESS_IS_BETTER) else 1.0
-    for row in rows["eval"]:
+def _course(record: Record, metric: str) -> list[tuple[float, float, float]]:
+    """Epochs, seconds and the metric of each evaluation that tells it, the final one included."""
+    steps, seconds = series(record.rows["train"], "timing", "seconds")
+    rows = list(record.rows["eval"])
+    if record.summary:
+        place = {"step": record.num_steps, "epoch": at(record.summary, "epochs")}
+        rows.append(place | numbers(at(record.summary, "metrics")))
+    course = []
+    for row in rows:
         # A run that keeps an average of the student ends with that.
         value = row.get(f"average_{metric}", row.get(metric))
-        if value is not None and sign * value >= sign * level:
-            return row["epoch"], float(np.interp(row["step"], [0, *steps], [0.0, *seconds]))
+        if is_number(value):
+            passed = float(np.interp(row["step"], [0, *steps], [0.0, *seconds]))
+            course.append((row["epoch"], passed, value))
+    return course
+
+
+def _first(
+    course: list[tuple[float, float, float]], level: float, *, less: bool
+) -> tuple[float, float] | None:
+    """Epochs and seconds at the first evaluation that is as good; None if there is none."""
+    for epoch, seconds, value in course:
+        if value <= level if less else value >= level:
+            return epoch, seconds
     return None
 
 
 def _cell(found: dict[str, float]) -> str:
+    if not found["n"]:
+        return "not measured"
     if not found["num_there"]:
         return f"never ({found['n']})"
     text = f"epoch {found['epochs']:.3g}, {duration(found['seconds'])}"

@@ -5,12 +5,14 @@ import torch
 
 from hard_fast.evals import scores
 from hard_fast.evals.scores import (
+    NUM_LABEL_SUMS,
     bound_scores,
     bound_sums,
     class_logits,
     classification_scores,
     classification_sums,
     draw_spread,
+    is_less_better,
     label_set_scores,
     label_set_sums,
     regression_scores,
@@ -18,6 +20,8 @@ from hard_fast.evals.scores import (
     teacher_scores,
     teacher_sums,
 )
+from hard_fast.evals.suites.catalogue import SUITES
+from hard_fast.evals.suites.summary import summarise
 
 
 def test_top1_and_nll_by_hand_and_added_up_over_batches():
@@ -28,6 +32,27 @@ def test_top1_and_nll_by_hand_and_added_up_over_batches():
     assert whole["nll"] == pytest.approx((math.log(4 / 3) + math.log(2) + math.log(4)) / 3)
     parts = classification_sums(logits[:1], label[:1]) + classification_sums(logits[1:], label[1:])
     assert classification_scores(parts) == pytest.approx(whole)
+
+
+def test_every_score_has_a_direction():
+    part = {"top1": 50.0, "nll": 1.0, "ece": 2.0}
+    found = {
+        *classification_scores(torch.ones(NUM_LABEL_SUMS), top5_from=1),
+        *label_set_scores(torch.ones(2)),
+        *teacher_scores(torch.ones(3)),
+        *regression_scores(torch.ones(2)),
+        *bound_scores(torch.ones(3)),
+        *summarise("mnist_c", {"blur/1": part, "snow/1": part}),
+        *(name for suite in SUITES.values() for name in suite.scores),
+        "t_stddev",
+    }
+    assert {name for name in found if not is_less_better(name)} == {
+        *("top1", "top5", "real", "agreement")
+    }
+    assert {"mce", "corruption_error", "snow_error", "bound", "rate", "teacher_kl"} <= found
+    assert is_less_better("val_nll") and not is_less_better("imagenet_v2_top1")
+    # A name ends with a score's only where a word begins.
+    assert not is_less_better("generate")
 
 
 def test_samples_without_a_label_do_not_count():

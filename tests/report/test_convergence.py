@@ -43,6 +43,35 @@ def test_a_run_that_ships_an_average_is_judged_by_it(tmp_path):
     assert reached({"kd": [run]}, {"top1": 2.0})["kd"]["top1"]["epochs"] == 2.0
 
 
+def test_less_is_better_where_a_score_says_so(tmp_path):
+    """A VAE's bound falls: 9 at the first evaluation is worse than 1 at the last."""
+    (tmp_path / "vae").mkdir()
+    rows = enumerate((9.0, 2.0, 1.0), start=1)
+    rows = [{"kind": "eval", "step": 5 * i, "epoch": float(i), "bound": b} for i, b in rows]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "vae" / "metrics.jsonl").write_text(text)
+    found = reached({"vae": [tmp_path / "vae"]}, {"bound": 1.0})
+    assert found["vae"]["bound"]["epochs"] == 3.0
+
+
+def test_what_is_scored_at_the_end_alone_is_reached_there_or_not_measured(tmp_path, capsys):
+    runs = [write_run(tmp_path, name, [1.0, 2.0]) for name in ("a", "b", "c")]
+    for run, score in zip(runs[:2], (80.0, 70.0), strict=True):
+        metrics = {"top1": 2.0, "mnist_c_top1": score}
+        summary = {"steps": 20, "epochs": 4.0, "metrics": metrics}
+        (run / "summary.json").write_text(json.dumps(summary))
+    levels = {"top1": 1.5, "mnist_c_top1": 75.0}
+    found = reached({"kd": runs, "hard": runs[2:]}, levels)
+    end = {"n": 2, "num_there": 1, "epochs": 4.0, "seconds": 40.0}
+    assert found["kd"]["mnist_c_top1"] == end and found["kd"]["top1"]["epochs"] == 2.0
+    assert found["hard"]["mnist_c_top1"] == {"n": 0, "num_there": 0}
+    rows = {"kd": {metric: {"mean": level} for metric, level in levels.items()}}
+    result = {"reach": "kd", "metrics": list(levels), "rows": rows, "reached": found}
+    Console(width=100).print(reached_table(result))
+    text = capsys.readouterr().out
+    assert "epoch 4, 40 s (1 of 2)" in text and "not measured" in text and "never" not in text
+
+
 def test_the_table_says_who_never_got_there(capsys):
     result = {
         "reach": "kd",
