@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from hard_fast.models.own import count_outputs
 from hard_fast.models.taps import nearest
 
 
@@ -24,9 +25,23 @@ def build_timm(
 ) -> nn.Module:
     """The network of this name with these options, told its image size where it wants to be.
 
+    Where there are options, it is tried on one image.
+
     Args:    sizes: num_classes, in_channels and image_size.
     Raises:  ValueError, one line, for options that do not fit, or weights that cannot be had.
     """
+    net = _create(name, options, sizes, pretrained=pretrained)
+    if options:
+        try:
+            count_outputs(net, (sizes["in_channels"], sizes["image_size"], sizes["image_size"]))
+        except ValueError as error:
+            raise ValueError(f"name = {name!r}, options = {dict(options)}: {error}") from error
+    return net
+
+
+def _create(
+    name: str, options: Mapping[str, Any], sizes: Mapping[str, int], *, pretrained: bool
+) -> nn.Module:
     import timm
 
     if taken := sorted(options.keys() & {"num_classes", "in_chans", "pretrained"}):

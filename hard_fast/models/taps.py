@@ -136,12 +136,16 @@ class Tapped(nn.Module):
 
 @torch.no_grad()
 def try_out(network: nn.Module, image_BCHW: Tensor) -> Outputs:
-    """What a network in eval mode makes of images; it is left as it was."""
-    was_training = network.training
+    """What a network in eval mode makes of images; it is left as it was, also where it fails."""
+    trained = {module: module.training for module in network.modules()}
     network.eval()
-    found = network(image_BCHW)
-    network.train(was_training)
-    return found
+    try:
+        return network(image_BCHW)
+    finally:
+        # Some undo by this call what they did in eval mode; the parts may have been in either.
+        network.train(trained[network])
+        for module, was_training in trained.items():
+            module.training = was_training
 
 
 def bare(network: nn.Module) -> nn.Module:

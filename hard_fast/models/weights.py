@@ -28,6 +28,17 @@ _NUM_LISTED = 3
 _log = logging.getLogger(__name__)
 
 
+class OtherClasses(ValueError):
+    """Weights that would fit a network of as many classes as they have themselves.
+
+    num: those classes; said of whatever differs in the number of its rows alone.
+    """
+
+    def __init__(self, text: str, num: int) -> None:
+        super().__init__(text)
+        self.num = num
+
+
 def load_weights(net: nn.Module, path: str | Path, *, head: str | None = None) -> None:
     """Load a file of weights into a network, the bare one inside Normalized and Tapped.
 
@@ -38,7 +49,8 @@ def load_weights(net: nn.Module, path: str | Path, *, head: str | None = None) -
     does not fit is left as it was.
 
     Args:    head: a module of the network that keeps its own weights, whatever the file holds.
-    Raises:  ValueError if there is no such file, it holds no weights, or they do not fit.
+    Raises:  ValueError if there is no such file, it holds no weights, or they do not fit; where
+             nothing but the number of classes is in the way, OtherClasses.
     """
     net = bare(net)
     own = net.state_dict()
@@ -51,17 +63,16 @@ def load_weights(net: nn.Module, path: str | Path, *, head: str | None = None) -
     # Weights saved before torch 0.4.1 have no such counters, and BatchNorm does without.
     missing = [k for k in own if k not in given and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in given if k not in own]
-    misshapen = [
-        f"{k}: file {list(given[k].shape)}, network {list(own[k].shape)}"
-        for k in own
-        if k in given and given[k].shape != own[k].shape
-    ]
-    problems = ((missing, "missing"), (unexpected, "unexpected"), (misshapen, "of another shape"))
+    differ = [k for k in own if k in given and given[k].shape != own[k].shape]
+    shapes = [f"{k}: file {list(given[k].shape)}, network {list(own[k].shape)}" for k in differ]
+    problems = ((missing, "missing"), (unexpected, "unexpected"), (shapes, "of another shape"))
     if found := [f"{len(keys)} {word} ({_first(keys)})" for keys, word in problems if keys]:
-        raise ValueError(
+        text = (
             f"{path}: does not fit the network ({len(given)} tensors in the file, {len(own)} in "
             f"the network): {', '.join(found)}"
         )
+        num = None if missing or unexpected else _other_rows(given, own, differ)
+        raise ValueError(text) if num is None else OtherClasses(text, num)
     net.load_state_dict(given)
 
 
@@ -74,13 +85,24 @@ def _in_order(
     """
     if given.keys() == own.keys() or len(given) != len(own):
         return given
-    pairs = zip(own.items(), given.values(), strict=True)
-    if not all(key in free or mine.shape == theirs.shape for (key, mine), theirs in pairs):
-        return given
+    renamed = dict(zip(own, given.values(), strict=True))
+    differ = [key for key in own if key not in free and renamed[key].shape != own[key].shape]
+    if differ:
+        # Those of other classes do not fit either way; under these names that can be told.
+        return given if _other_rows(renamed, own, differ) is None else renamed
     _log.warning(
         "%s: other names than the network's, so its %d tensors are taken in order", path, len(own)
     )
-    return dict(zip(own, given.values(), strict=True))
+    return renamed
+
+
+def _other_rows(
+    given: Mapping[str, Tensor], own: Mapping[str, Tensor], keys: Sequence[str]
+) -> int | None:
+    """How many rows these tensors have in the file, if they differ in nothing else."""
+    pairs = [(given[key].shape, own[key].shape) for key in keys]
+    is_alike = all(len(a) == len(b) and a[1:] == b[1:] for a, b in pairs)
+    return pairs[0][0][0] if is_alike and len({(a[0], b[0]) for a, b in pairs}) == 1 else None
 
 
 def save_weights(net: nn.Module, path: str | Path) -> Path:

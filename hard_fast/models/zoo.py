@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from hard_fast.models.checkpointing import checkpoint_activations
+from hard_fast.models.classifier import load_checkpoint
 from hard_fast.models.dropout import LayerDropoutConfig, drop_out
 from hard_fast.models.ensemble import Ensemble
 from hard_fast.models.folding import fold_batchnorm
@@ -167,7 +168,9 @@ def build_network(
         given = {"num_classes": member.num_classes} if member.num_classes is not None else {}
         net = _bare_network(member, sizes | given)
         if member.checkpoint is not None:
-            load_weights(net, member.checkpoint, head=_head(member, net))
+            is_teacher = isinstance(member, TeacherConfig) and not member.also
+            may = {"may_learn": not frozen, "may_keep_classes": is_teacher}
+            load_checkpoint(net, member.name, member.checkpoint, new_head=member.new_head, **may)
         return net
 
     return dress_network(config, bare_network, num_classes, shape, frozen=frozen, taps=taps)
@@ -249,18 +252,6 @@ def _bare_network(config: NetworkConfig, sizes: Mapping[str, int]) -> nn.Module:
             "of them; give checkpoint = FILE"
         )
     return (_small_net if is_small else build_own)(name, config.options, sizes)
-
-
-def _head(config: NetworkConfig, net: nn.Module) -> str | None:
-    """The name of the classifier that is not to be loaded, if there is one."""
-    if not config.new_head:
-        return None
-    head = getattr(net, "pretrained_cfg", {}).get("classifier")
-    if not isinstance(head, str):
-        raise ValueError(
-            f"new_head = true: {config.name!r} does not name its classifier as timm's do"
-        )
-    return head
 
 
 def _own_statistics(name: str, net: nn.Module, in_channels: int) -> Statistics:

@@ -48,6 +48,14 @@ def test_options_that_are_unknown_or_set_elsewhere():
     assert "timm cannot build it (" in mistake("vit_tiny_patch16_224", embed_dim=13)
 
 
+def test_options_that_would_fail_at_the_first_step_fail_at_the_start():
+    said = mistake("vit_tiny_patch16_224", **TINY, img_size=64)
+    assert said.startswith("name = 'vit_tiny_patch16_224', options = {'depth': 1, ")
+    assert "cannot read an image of 3x32x32 (AssertionError: Input height (32)" in said
+    assert "cannot read an image" in mistake("resnet10t", global_pool="")
+    assert "must return logits or a pair of logits" in mistake("resnet10t", features_only=True)
+
+
 def test_nets_that_list_the_keywords_they_refuse():
     assert type(build("hrnet_w18_small")).__name__ == "HighResolutionNet"
 

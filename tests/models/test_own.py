@@ -102,6 +102,14 @@ def test_outputs_are_counted_without_a_trace():
     assert count_outputs(net, (1, 4, 4)) == 5
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
     assert torch.equal(drawn, torch.get_rng_state()) and net.training
+    net[0].eval()
+    count_outputs(net, (1, 4, 4))
+    assert net.training and not net[0].training
+    for mode in (False, True):
+        net.train(mode)
+        with pytest.raises(ValueError, match="cannot read an image of 1x8x8"):
+            count_outputs(net, (1, 8, 8))
+        assert all(module.training == mode for module in net.modules())
 
 
 RUN = """

@@ -1,5 +1,6 @@
 """Tapped: what it records, that it is of this call, and that it compiles to one graph."""
 
+import contextlib
 import copy
 
 import pytest
@@ -238,6 +239,35 @@ def test_trying_out_leaves_a_network_as_it_was(trains):
     assert found.taps["layer1"].shape == (1, 4, 8, 8) and not found.logits_BK.requires_grad
     assert all(module.training == trains for module in tapped.modules())
     assert all(torch.equal(before[name], value) for name, value in tapped.state_dict().items())
+
+
+def test_trying_out_leaves_each_module_in_its_own_mode():
+    frozen = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(), nn.Conv2d(3, 2, 1), nn.Flatten())
+    frozen[0].eval()
+    # What fails is left alike: these have no image of four channels.
+    for training, channels in ((True, 3), (True, 4), (False, 4)):
+        tapped = Tapped(frozen)
+        tapped.training = training
+        before = [module.training for module in tapped.modules()]
+        with contextlib.nullcontext() if channels == 3 else pytest.raises(RuntimeError):
+            try_out(tapped, torch.rand(1, channels, 1, 1))
+        assert [module.training for module in tapped.modules()] == before
+
+
+class _Merging(nn.Linear):
+    """A layer that changes its weights for eval mode, and back, as LoRA's do."""
+
+    is_merged = False
+
+    def train(self, mode: bool = True) -> nn.Module:
+        self.is_merged = not mode
+        return super().train(mode)
+
+
+def test_trying_out_lets_a_network_undo_what_it_does_in_eval_mode():
+    layer = _Merging(3, 2)
+    try_out(Tapped(nn.Sequential(nn.Flatten(), layer)), torch.rand(1, 3, 1, 1))
+    assert not layer.is_merged
 
 
 def test_timm_distilled_vit_in_training():

@@ -103,8 +103,14 @@ def test_a_new_head_for_other_classes(tmp_path):
     torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "net.pth")
     options = {"name": "test_resnet", "checkpoint": str(tmp_path / "net.pth")}
     sizes = {"num_classes": 7, "in_channels": 3, "image_size": 32}
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(ValueError, match="1000 classes: set new_head = true to learn others$"):
         build_network(NetworkConfig(**options), **sizes)
+    with pytest.raises(ValueError, match="set num_classes = 1000 for a teacher that keeps them$"):
+        build_network(TeacherConfig(**options), **sizes, frozen=True)
+    with pytest.raises(ValueError, match="; the file has 1000 classes$"):
+        build_network(NetworkConfig(**options), **sizes, frozen=True)
+    net = build_network(TeacherConfig(**options, num_classes=1000), **sizes, frozen=True)
+    assert net(torch.rand(2, 3, 32, 32)).shape == (2, 1000)
     net = build_network(NetworkConfig(**options, new_head=True), **sizes)
     assert net(torch.rand(2, 3, 32, 32)).shape == (2, 7)
     with pytest.raises(ValueError, match="new_head = true: there is no checkpoint"):

@@ -1,0 +1,38 @@
+"""A network's classifier and that of a file of weights, which may know other classes."""
+
+from torch import nn
+
+from hard_fast.models.weights import OtherClasses, load_weights
+
+
+def load_checkpoint(
+    net: nn.Module,
+    name: str,
+    path: str,
+    *,
+    new_head: bool,
+    may_learn: bool,
+    may_keep_classes: bool,
+) -> None:
+    """Load a file into a network of this name, all of it or all but the classifier.
+
+    Args:    new_head: leave the classifier as it is.
+             may_learn: whether the network is there to learn classes of its own.
+             may_keep_classes: whether it may answer with other classes than the data's.
+    Raises:  ValueError, one line, if the file does not fit; with what to do where only its
+             classes are others.
+    """
+    classifier = getattr(net, "pretrained_cfg", {}).get("classifier")
+    # A network with several heads lists them.
+    can_leave_it = isinstance(classifier, str)
+    if new_head and not can_leave_it:
+        raise ValueError(f"new_head = true: {name!r} does not name its classifier as timm's do")
+    try:
+        load_weights(net, path, head=classifier if new_head else None)
+    except OtherClasses as error:
+        advice = f"; the file has {error.num} classes"
+        if may_keep_classes:
+            advice += f": set num_classes = {error.num} for a teacher that keeps them"
+        elif may_learn and can_leave_it:
+            advice += ": set new_head = true to learn others"
+        raise ValueError(f"{error}{advice}") from error
