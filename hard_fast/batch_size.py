@@ -1,6 +1,7 @@
 """Which batches fit: the configured one, in as many passes as it takes, and the largest."""
 
 import gc
+import math
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -29,8 +30,9 @@ _NUM_TRIES = 4
 class Largest(NamedTuple):
     """What was found about the largest batch of one process.
 
-    num:        images that go through the networks at once.
-    peak:       bytes of a step at the configured number of them.
+    num:        images that go through the networks at once; 0: nothing fits.
+    peak:       bytes of a step as configured, in the phase that needs most.
+    base:       bytes of them that do not grow with the images, in the phase that sets `num`.
     slope:      bytes that each image more takes.
     limit:      bytes that a step may take.
     is_checked: whether so many have been through the networks.
@@ -38,6 +40,7 @@ class Largest(NamedTuple):
 
     num: int
     peak: int
+    base: float
     slope: float
     limit: float
     is_checked: bool
@@ -73,23 +76,24 @@ def find_largest(trial: Trial, device: torch.device, ms_per_image: float, most: 
     Args:    ms_per_image: of a step.
              most: images that there can be at once.
     """
-    phase, peak = _worst(trial)
-    own, limit = trial.num_images(phase), _limit(device)
-    if peak > limit:
-        return Largest(own, peak, 0.0, limit, True)
+    peaks, limit = {phase: trial.step_peak(phase) for phase in trial.phases}, _limit(device)
+    phase = max(_phases_of_batch(trial), key=lambda one: peaks[one])
+    own, peak = trial.num_images(phase), peaks[phase]
     slope, seen = _slope(trial, phase, peak, limit, ms_per_image, device)
-    num = own + int((limit - peak) / slope)
-    num = max(own, min(num, most) // trial.group * trial.group)
+    num = own + math.floor((limit - peak) / slope)
+    # Memory may have become less since the step was found to fit.
+    least = own if peak <= limit else 0
+    num = max(least, min(num, most) // trial.group * trial.group)
     for _ in range(_NUM_TRIES):
-        if num <= max(own, seen):
-            return Largest(num, peak, slope, limit, True)
-        if device.type == "cpu" and num * ms_per_image > _CHEAP_MS:
+        is_checked = num <= max(own, seen)
+        if is_checked or (device.type == "cpu" and num * ms_per_image > _CHEAP_MS):
             break
         tried = _pass_peak(trial, phase, num)
-        if tried is not None and tried <= limit:
-            return Largest(num, peak, slope, limit, True)
+        is_checked = tried is not None and tried <= limit
+        if is_checked:
+            break
         num = max(own, int(0.9 * num) // trial.group * trial.group)
-    return Largest(num, peak, slope, limit, False)
+    return Largest(num, max(peaks.values()), peak - slope * own, slope, limit, is_checked)
 
 
 def with_passes(found: Largest, own: int, passes: int, more: int, input_bytes: float) -> int:
@@ -98,27 +102,27 @@ def with_passes(found: Largest, own: int, passes: int, more: int, input_bytes: f
     Args:    own, passes: images at once, and passes, for which `found` was measured.
              input_bytes: of one image that waits for its pass.
     """
-    room = found.limit - found.peak + found.slope * own + input_bytes * own * (passes - 1)
+    room = found.limit - found.base + input_bytes * own * (passes - 1)
     at_once = min(found.num, int(room / (found.slope + input_bytes * (more - 1))))
-    return more * at_once
+    return more * max(0, at_once)
 
 
 def _fits(trial: Trial, device: torch.device) -> bool:
     """Whether a step of each phase fits; a CPU is asked beforehand, for it does not say no."""
-    if device.type == "cuda":
-        try:
-            for phase in trial.phases:
-                trial.step_peak(phase)
-        except torch.OutOfMemoryError:
+    if device.type == "cpu":
+        needed = 0.0
+        for phase in trial.phases:
+            own = trial.num_images(phase)
+            few = max(1, own // (8 * trial.group)) * trial.group
+            needed = max(needed, trial.kept(phase, few) * own / few)
+        learned = trial.memory()["gradients"]
+        if _OF_KEPT * (needed + learned) >= _limit(device) - used_bytes(device):
             return False
-        return True
-    needed = 0.0
-    for phase in trial.phases:
-        own = trial.num_images(phase)
-        few = max(1, own // (8 * trial.group)) * trial.group
-        needed = max(needed, trial.kept(phase, few) * own / few)
-    learned = trial.memory()["gradients"]
-    return _OF_KEPT * (needed + learned) < _limit(device) - used_bytes(device)
+    try:
+        peak = max(trial.step_peak(phase) for phase in trial.phases)
+    except torch.OutOfMemoryError:
+        return False
+    return peak <= _limit(device)
 
 
 def _pass_peak(trial: Trial, phase: Phase, num: int) -> int | None:
@@ -146,12 +150,10 @@ def _limit(device: torch.device) -> float:
     return (1.0 - _MARGIN[device.type]) * room
 
 
-def _worst(trial: Trial) -> tuple[Phase, int]:
-    """Of the phases whose images are those of the batch, the one that needs most, and how much."""
+def _phases_of_batch(trial: Trial) -> list[Phase]:
+    """The phases whose images are those of the batch."""
     has_own = trial.config.train.augmentor_batch_size is not None
-    phases = [p for p in trial.phases if not (has_own and p is Phase.AUGMENTOR)]
-    peaks = {phase: trial.step_peak(phase) for phase in phases}
-    return max(peaks.items(), key=lambda item: item[1])
+    return [phase for phase in trial.phases if not (has_own and phase is Phase.AUGMENTOR)]
 
 
 def _slope(

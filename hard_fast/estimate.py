@@ -26,6 +26,7 @@ from hard_fast.runtime.dist import World
 from hard_fast.runtime.environment import versions
 from hard_fast.runtime.messages import one_line
 from hard_fast.train import load_config
+from hard_fast.train_config import check_batches
 from hard_fast.trial import StepTime, Trial
 from hard_fast.types import Phase
 
@@ -185,13 +186,22 @@ def _memory(trial: Trial, times: _Times, world: World, num_processes: int) -> di
 
 
 def _by_passes(trial: Trial, found: Largest, most: int, num_processes: int) -> dict[str, int]:
-    """The largest train.batch_size by train.accumulate: as configured, twice and four times."""
-    passes = trial.config.train.accumulate
-    own, sizes = trial.config.train.batch_size // passes, {}
+    """The largest train.batch_size by train.accumulate: as configured, twice and four times.
+
+    Those that go with no other setting of the run are left out; 0: nothing fits.
+    """
+    train = trial.config.train
+    passes, sizes = train.accumulate, {}
     for more in (passes, 2 * passes, 4 * passes):
-        num = with_passes(found, own, passes, more, trial.input_bytes())
+        num = with_passes(found, train.batch_size // passes, passes, more, trial.input_bytes())
         unit = more * trial.group
-        sizes[str(more)] = min(num, most) // unit * unit * num_processes
+        size = min(num, most) // unit * unit
+        try:
+            changes = {"batch_size": size, "accumulate": more}
+            check_batches(train.model_copy(update=changes), 1, trial.group)
+        except ValueError:
+            continue
+        sizes[str(more)] = size * num_processes
     return sizes
 
 

@@ -37,8 +37,8 @@ class TrainConfig(Config):
     resolution: ResolutionConfig | None = None
     """Small training pictures first, larger ones later. None: the data's size throughout."""
     profile_steps: int = Field(default=0, ge=0)
-    """Steps that torch.profiler records, once each phase in use is warm, into the run's directory;
-    0: none. The run's results are the same."""
+    """Steps that torch.profiler records into the run's directory, after the first ten since its
+    start; 0: none. The run's results are the same."""
 
     @model_validator(mode="after")
     def _has_one_length(self) -> "TrainConfig":

@@ -13,6 +13,7 @@ from torch import Tensor
 from hard_fast.config import RunConfig, is_own_phase
 from hard_fast.data import Arrays, Loader
 from hard_fast.runtime.compile import allow_graphs
+from hard_fast.runtime.cycle import Cycle
 from hard_fast.runtime.dist import World
 from hard_fast.runtime.memory import peak_bytes, saved_bytes, storage_bytes
 from hard_fast.trainer import Trainer
@@ -61,6 +62,10 @@ class Trial:
             allow_graphs(_NUM_GRAPHS)
         # In the middle of the run all that begins late has begun.
         self._middle = trainer.num_steps // 2
+        every = config.optim.update_every
+        if isinstance(every, Cycle):
+            every = every.at(self._middle, trainer.num_steps)
+        self._gathers = round(every) > 1
         self.phases = _phases(config)
         self.group = self.net.augmentor.group
         self._loaders: dict[int, Loader] = {}
@@ -74,7 +79,7 @@ class Trial:
         """What a step takes, data and updates included, once it is warm."""
         self._hold(phase, size_px)
         for _ in range(_NUM_WARM_UP):
-            self._step()
+            self._step_and_update()
         self._finish()
         self._trainer.clock.window()
         since, num = time.perf_counter(), 0
@@ -86,9 +91,14 @@ class Trial:
         return StepTime(ms, self._trainer.clock.window()["data_wait"])
 
     def step_peak(self, phase: Phase) -> int:
-        """The most memory in use in a step at the full size, bytes."""
+        """The most memory in use in a step at the full size, bytes; an update is in it."""
+        if self._gathers:
+            # The gradients of earlier steps wait for their update meanwhile.
+            self._hold(self.phases[0], self.growth.sizes[-1])
+            self._step_and_update()
+            self._step()
         self._hold(phase, self.growth.sizes[-1])
-        return peak_bytes(self._step, self._device)
+        return peak_bytes(self._step_and_update, self._device)
 
     def pass_peak(self, phase: Phase, num: int) -> int:
         """The same where so many images go through the networks at once, without the update."""
@@ -108,10 +118,13 @@ class Trial:
         """Bytes of what is there between steps and of gradients, by what it is."""
         learners, average = self._engine.learners().values(), self._engine.average
         parts = (self.data.train, self.data.val, *self.data.test.values())
+        gathered = self.net.learners(Phase.STUDENT) if self._gathers else []
+        now = max(storage_bytes(self.net.learners(phase)) for phase in self.phases)
+        states = [learner.state_dict() | {"gathered": None} for learner in learners]
         found = {
             "weights": storage_bytes([*self.net.parameters(), *self.net.buffers()]),
-            "gradients": max(storage_bytes(self.net.learners(phase)) for phase in self.phases),
-            "optimizer": storage_bytes([learner.state_dict() for learner in learners]),
+            "gradients": now + storage_bytes(gathered),
+            "optimizer": storage_bytes(states),
             "average": storage_bytes(average.state_dict()) if average else 0,
             "data": storage_bytes([part for part in parts if isinstance(part, Arrays)]),
         }
@@ -141,6 +154,11 @@ class Trial:
     def _step(self) -> None:
         self._trainer.step = self._middle
         self._trainer.train_step()
+
+    def _step_and_update(self) -> None:
+        """A step, and at once the update for which others would still gather gradients."""
+        self._step()
+        self._engine.learner.finish(self._middle)
 
     def _finish(self) -> None:
         if self._device.type == "cuda":

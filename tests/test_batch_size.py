@@ -8,6 +8,7 @@ from hard_fast.batch_size import Largest, find_largest, open_fitting, with_passe
 from hard_fast.config import RunConfig
 from hard_fast.runtime.configfile import Source, merge, parse
 from hard_fast.runtime.dist import World
+from hard_fast.runtime.memory import used_bytes
 from hard_fast.types import Phase
 
 WORLD = World(0, 1, torch.device("cpu"))
@@ -27,9 +28,9 @@ def open_it(tree, folder, **changes):
 
 
 def spare(monkeypatch, num_mib):
-    """Leave so much memory free."""
-    monkeypatch.setattr(batch_size, "free_bytes", lambda device: num_mib * MIB)
-    monkeypatch.setattr(batch_size, "used_bytes", lambda device: 0)
+    """Leave so much memory beside what the process has."""
+    limit = lambda device: used_bytes(device) + num_mib * MIB  # noqa: E731
+    monkeypatch.setattr(batch_size, "_limit", limit)
 
 
 def test_a_step_that_fits_is_left_as_it_is(tree, tmp_path):
@@ -39,13 +40,45 @@ def test_a_step_that_fits_is_left_as_it_is(tree, tmp_path):
 def test_one_that_does_not_is_cut_into_passes(tree, tmp_path, monkeypatch):
     whole = open_it(tree, tmp_path)
     needed = 3 * whole.kept(Phase.AUGMENTOR, 16) // MIB
-    spare(monkeypatch, needed // 2)
+    spare(monkeypatch, 2 * needed // 5)
     trial = open_it(tree, tmp_path)
     assert trial.config.train.accumulate == 4
     assert trial.num_images(Phase.AUGMENTOR) == 4
     spare(monkeypatch, 1)
     with pytest.raises(ValueError, match="train.batch_size = 16: a step does not fit"):
         open_it(tree, tmp_path)
+
+
+def test_a_step_that_needs_more_than_it_may_is_cut_into_passes(tree, tmp_path, monkeypatch):
+    """Where no rule of thumb has seen it beforehand."""
+    whole = open_it(tree, tmp_path)
+    peak = whole.step_peak(Phase.AUGMENTOR) - used_bytes(WORLD.device)
+    monkeypatch.setattr(batch_size, "_OF_KEPT", 0.0)
+    spare(monkeypatch, peak // 2 // MIB)
+    assert open_it(tree, tmp_path).config.train.accumulate > 1
+
+
+def test_where_memory_became_less_fewer_images_fit_or_none(tree, tmp_path, monkeypatch):
+    trial = open_it(tree, tmp_path)
+    kept = trial.kept(Phase.AUGMENTOR, 16) / 16
+    less = trial.step_peak(Phase.AUGMENTOR) - 6 * kept
+    monkeypatch.setattr(batch_size, "_limit", lambda device: less)
+    found = find_largest(trial, WORLD.device, 1.0, most=10_000)
+    assert 0 < found.num < 16 and found.slope >= kept
+    assert with_passes(found, 16, 1, 1, 0.0) == found.num
+    monkeypatch.setattr(batch_size, "_limit", lambda device: MIB)
+    found = find_largest(trial, WORLD.device, 1.0, most=10_000)
+    assert found.num == 0 and found.slope >= kept
+    assert [with_passes(found, 16, 1, more, 10.0) for more in (1, 2, 4)] == [0, 0, 0]
+
+
+def test_an_augmentor_with_a_batch_of_its_own_counts_in_the_peak(tree, tmp_path):
+    """The student is small and the teacher large: the augmentor's phase needs more."""
+    trial = open_it(tree, tmp_path, train={"batch_size": 64, "augmentor_batch_size": 60})
+    student, augmentor = trial.step_peak(Phase.STUDENT), trial.step_peak(Phase.AUGMENTOR)
+    assert augmentor > student + 24 * MIB
+    found = find_largest(trial, WORLD.device, 1.0, most=65)
+    assert found.peak > (student + augmentor) / 2
 
 
 def test_the_largest_batch_is_where_the_line_meets_the_limit(tree, tmp_path, monkeypatch):
@@ -66,7 +99,8 @@ def test_the_largest_batch_is_where_the_line_meets_the_limit(tree, tmp_path, mon
 
 
 def test_more_passes_make_room_for_larger_batches_but_not_for_their_bytes():
-    found = Largest(num=100, peak=1000, slope=10.0, limit=1600.0, is_checked=True)
+    given = {"num": 100, "peak": 1000, "base": 600.0, "slope": 10.0, "limit": 1600.0}
+    found = Largest(**given, is_checked=True)
     assert with_passes(found, 40, 1, 1, input_bytes=2.0) == 100
     # 600 bytes to spare for ten a pass image and two for each that waits.
     assert with_passes(found, 40, 1, 2, input_bytes=2.0) == 2 * int(1000 / 12)

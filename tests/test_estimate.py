@@ -38,6 +38,11 @@ def test_a_call_tells_of_networks_memory_steps_and_batches(tiny_run, tmp_path, c
     assert "50 % of the steps for the augmentor: assumed" in said.replace("\u00a0", " ")
 
 
+def test_batches_that_the_run_would_refuse_are_not_proposed(tiny_run, tmp_path):
+    _, tree = call(tmp_path, tiny_run, train={"batch_size": 18, "augmentor_batch_size": 9})
+    assert tree["largest"]["batch_size"] == {"1": 65}
+
+
 def length(tree, share=None):
     """Seconds of the run, by its steps' times."""
     ms = {row["phase"]: row["ms"] for row in tree["phases"]}

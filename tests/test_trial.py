@@ -70,6 +70,21 @@ def test_memory_is_counted_by_what_it_is_for(tiny_run, tmp_path):
     assert trial.input_bytes() == 16 * 16 + 8 + 6 * 4
 
 
+def test_gradients_that_wait_for_an_update_are_gradients(tiny_run, tmp_path):
+    """And the optimizer has its moments, however many steps pass before the first update."""
+    tree = merge(tiny_run, {"schedule": {"max_augmentor_steps": 90}, "train": {"steps": 200}})
+    found = {}
+    for every in (1, 8, 100):
+        optim = {"kind": "adamw", "lr": 1e-3, "update_every": every}
+        trial = build(tree | {"optim": optim}, tmp_path / str(every))
+        trial.time(Phase.STUDENT, 16)
+        found[every] = trial.memory()
+        assert trial.step_peak(Phase.AUGMENTOR) > 2**20
+    num = sum(p.numel() for p in trial.net.student.parameters())
+    assert found[1]["optimizer"] == found[8]["optimizer"] == found[100]["optimizer"]
+    assert [found[every]["gradients"] for every in (1, 8, 100)] == [4 * num, 8 * num, 8 * num]
+
+
 def test_what_is_kept_grows_with_the_images(tiny_run, tmp_path):
     trial = build(tiny_run, tmp_path, train={"accumulate": 2})
     assert trial.num_images(Phase.STUDENT) == 8
