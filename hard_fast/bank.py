@@ -67,10 +67,7 @@ class AugmentorBank:
             place = chance.randrange(number + 1)
         if place >= self._capacity:
             return
-        payload = save({k: v.cpu().contiguous() for k, v in tensors.items()})
-        self._checksums[number] = _checksum(payload)
-        if self._is_main:
-            write_atomic(self._path(number), payload)
+        self._write(number, tensors)
         if place < len(self._entries):
             self._entries[place] = (number, tensors)
         else:
@@ -122,6 +119,12 @@ class AugmentorBank:
         known = state["checksums"] if "checksums" in state else ()
         self._checksums = dict(zip(state["entries"], known, strict=False))
         self._entries = [(number, self._read(number)) for number in state["entries"]]
+
+    def _write(self, number: int, tensors: dict[str, Tensor]) -> None:
+        payload = save({k: v.cpu().contiguous() for k, v in tensors.items()})
+        self._checksums[number] = _checksum(payload)
+        if self._is_main:
+            write_atomic(self._path(number), payload)
 
     def _read(self, number: int) -> dict[str, Tensor]:
         path, device = self._path(number), next(self._augmentor.parameters()).device

@@ -24,8 +24,12 @@ class Board:
 
         self._folder, self._hook = folder, threading.excepthook
         threading.excepthook = self._skip_own
-        with named(folder):
-            self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+        try:
+            with named(folder):
+                self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+        except BaseException:
+            threading.excepthook = self._hook
+            raise
 
     def _skip_own(self, failure: threading.ExceptHookArgs) -> None:
         # What its thread could not write, the next call raises here.

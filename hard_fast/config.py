@@ -12,7 +12,12 @@ from hard_fast.evals.runner import Answer
 from hard_fast.evals.surveyor import EvaluationConfig
 from hard_fast.guard import GuardConfig
 from hard_fast.models.zoo import NetworkConfig, TeacherConfig, members_of
-from hard_fast.objectives import ObjectiveConfig, check_reaches_all, compares_answers
+from hard_fast.objectives import (
+    ObjectiveConfig,
+    check_reaches_all,
+    compares_answers,
+    reads_labels,
+)
 from hard_fast.optim.averaging import AverageConfig, check_tail
 from hard_fast.optim.build import OptimConfig
 from hard_fast.optim.schedule import ConstantRateConfig
@@ -184,10 +189,7 @@ def _check_targets(config: RunConfig) -> None:
             "objective.distance: data.kind = 'line' is regression; use objective.kind = 'kd' or "
             "'hard' with distance = 'mse'"
         )
-    wants_label = (objective.kind == "kd" and objective.ce_share > 0.0) or (
-        objective.kind == "hard" and objective.reference == "label"
-    )
-    if config.is_regression and wants_label:
+    if config.is_regression and reads_labels(objective):
         raise ValueError("data.kind = 'line' has no labels: no ce_share, reference = 'teacher'")
 
 

@@ -1,6 +1,7 @@
 """What one batch changes in a run: its networks, whose turn it is, and the augmentors it keeps."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from hard_fast.augment.base import Augmentor
@@ -15,6 +16,45 @@ from hard_fast.rescue import Rescue
 from hard_fast.runtime.dist import World
 from hard_fast.step import DistillStep
 from hard_fast.types import Batch, Noise, Phase
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a step did. Its numbers stay on the device until they are asked for.
+
+    step:   how many steps the run has made with this one.
+    phase:  what learned: "student", "augmentor" or "joint".
+    switch: the change of phase that followed, and why; None: the phase goes on.
+    """
+
+    step: int
+    phase: str
+    switch: Switch | None
+    _result: Result = field(repr=False)
+
+    @property
+    def loss(self) -> float:
+        """The loss, the mean of all processes."""
+        return float(self._result.logs["loss"])
+
+    @property
+    def error(self) -> float:
+        """What the schedule compares with its thresholds; NaN where nothing was learned."""
+        return float(self._result.error)
+
+    @property
+    def logs(self) -> dict[str, float]:
+        """All that the objective measured."""
+        return {name: float(value) for name, value in self._result.logs.items()}
+
+    @property
+    def is_skipped(self) -> bool:
+        """Whether a gradient or the loss was not finite, so that nothing was learned."""
+        return bool(self._result.is_skipped)
+
+    def __str__(self) -> str:
+        then = f"; next {self.switch.after.value}: {self.switch.reason}" if self.switch else ""
+        return f"step {self.step} {self.phase}: loss {self.loss:.4g}, error {self.error:.3g}{then}"
 
 
 class Learning:

@@ -3,6 +3,7 @@
 Letters: B images of a batch, C channels, H rows, W columns, K classes.
 """
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,9 +16,11 @@ from hard_fast.augment.base import Augmentor
 from hard_fast.bank import AugmentorBank
 from hard_fast.config import RunConfig
 from hard_fast.models.own import PREFIX, count_outputs
+from hard_fast.models.taps import nearest
 from hard_fast.models.zoo import Dressed, NetworkConfig, dress_network
 from hard_fast.runtime.configfile import Config, Source, dotted, parse
 from hard_fast.train_config import TrainConfig
+from hard_fast.types import Batch
 
 # What messages begin with, as those of a configuration do with its file.
 WHO = "Distiller"
@@ -84,19 +87,19 @@ class HeldBank(AugmentorBank):
 
     def __init__(self, augmentor: Augmentor, config: OwnRun) -> None:
         super().__init__(augmentor, Path(), config.bank, seed=config.seed, is_main=False)
-        self._held: dict[int, dict[str, Tensor]] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """As in a bank with files, and the entries themselves."""
-        return super().state_dict() | {"tensors": [tensors for _, tensors in self._entries]}
+        """Numbers of the entries and the entries themselves; how many were ever saved."""
+        tensors = [tensors for _, tensors in self._entries]
+        return {"entries": self.numbers, "tensors": tensors, "num_seen": self._num_seen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved state."""
-        self._held = dict(zip(state["entries"], state["tensors"], strict=True))
-        super().load_state_dict(state)
+        self._num_seen = state["num_seen"]
+        self._entries = list(zip(state["entries"], state["tensors"], strict=True))
 
-    def _read(self, number: int) -> dict[str, Tensor]:
-        return self._held[number]
+    def _write(self, number: int, tensors: dict[str, Tensor]) -> None:
+        """Nothing: there is no file."""
 
 
 def as_network(given: object, role: str) -> Network:
@@ -110,6 +113,17 @@ def as_network(given: object, role: str) -> Network:
     return network
 
 
+def count_classes(student: Network, image_shape: Sequence[int]) -> int:
+    """How many outputs the student has for an image of shape [C,H,W].
+
+    Raises:  ValueError, one line, if it has none.
+    """
+    try:
+        return count_outputs(student.module, image_shape)
+    except ValueError as error:
+        raise ValueError(f"{WHO}: student: {error}") from error
+
+
 def read_tables(
     student: Network, teachers: Sequence[Network], steps: int, tables: Mapping[str, Any]
 ) -> OwnRun:
@@ -118,14 +132,9 @@ def read_tables(
     Raises:  ValueError, one line, for the first mistake.
     """
     train = tables["train"] if "train" in tables else {}
-    keys = set(train) if isinstance(train, Mapping) else set()
-    unfit = tables.keys() & RunConfig.model_fields.keys() - set(_TABLES)
-    unfit |= {f"train.{key}" for key in keys & TrainConfig.model_fields.keys() - set(_TRAIN_KEYS)}
-    if unfit:
-        raise ValueError(
-            f"{WHO}: {min(unfit)}: a loop of one's own has no use for it; there are "
-            f"{', '.join(_TABLES)}, and of train {', '.join(_TRAIN_KEYS)}"
-        )
+    _refuse_unfit(tables, RunConfig, _TABLES)
+    if isinstance(train, Mapping):
+        _refuse_unfit(train, TrainConfig, _TRAIN_KEYS, "train.")
     tree = {**tables, "student": student.table()}
     tree["train"] = {**train, "steps": steps} if isinstance(train, Mapping) else train
     if teachers:
@@ -144,6 +153,19 @@ def read_tables(
     return config
 
 
+def _refuse_unfit(
+    given: Mapping[str, Any], model: type[Config], fit: Sequence[str], prefix: str = ""
+) -> None:
+    """Raise ValueError for the first name that is not fit, be it one of the model's or none."""
+    for name in given:
+        if name in fit:
+            continue
+        said = f" = {given[name]!r:.60}: unknown key{nearest(str(name), fit)}"
+        if name in model.model_fields:
+            said = ": a loop of one's own has no use for it"
+        raise ValueError(f"{WHO}: {prefix}{name}{said} (choices: {', '.join(fit)})")
+
+
 def dress(
     networks: Sequence[Network],
     config: NetworkConfig,
@@ -156,13 +178,14 @@ def dress(
     """The modules, on the CPU, as the networks of a run: they read images in [0,1].
 
     Args:    config: what `read_tables` made of them. num_classes: of the student.
-             frozen, taps: as for `build_network`.
+             frozen, taps: as for `build_network`; what is frozen is a copy.
     Raises:  ValueError, one line, for a module that does not take such images or has other classes.
     """
     modules = iter(networks)
 
     def bare(member: NetworkConfig) -> nn.Module:
-        module = next(modules).module.cpu()
+        module = next(modules).module
+        module = (_copied(module) if frozen else module).cpu()
         num = count_outputs(module, image_shape)
         if num != (member.num_classes or num_classes):
             raise ValueError(
@@ -172,6 +195,18 @@ def dress(
         return module
 
     return dress_network(config, bare, num_classes, image_shape, frozen=frozen, taps=taps)
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:
+        # A module of any origin may hold anything.
+        said = next(iter(str(error).splitlines()), "")
+        raise ValueError(
+            f"{type(module).__name__} cannot be copied ({type(error).__name__}: {said}); detach "
+            "tensors that it keeps as attributes"
+        ) from error
 
 
 def check_batch(image: object, label: object) -> None:
@@ -191,9 +226,12 @@ def check_batch(image: object, label: object) -> None:
         raise ValueError(f"{WHO}: label: {_told(label)}; must be {wanted}")
 
 
-def check_values(image: Tensor, label: Tensor | None, num_classes: int) -> None:
+def check_values(
+    image: Tensor, label: Tensor | None, num_classes: int, *, needs_label: bool = False
+) -> None:
     """See that pixels lie in [0,1] and labels among the classes; waits for the device.
 
+    Args:    needs_label: whether there must be some.
     Raises:  ValueError, one line.
     """
     low, high = (float(value) for value in image.aminmax())
@@ -207,6 +245,22 @@ def check_values(image: Tensor, label: Tensor | None, num_classes: int) -> None:
             f"{WHO}: label: from {int(label.min())} to {int(label.max())}; the student has "
             f"{num_classes} outputs, so 0 to {num_classes - 1}, or -1 for none"
         )
+    if needs_label and (label is None or int(label.max()) < 0):
+        raise ValueError(
+            f"{WHO}: label: the first batch has none, and the objective reads labels; give them, "
+            "or change [objective]"
+        )
+
+
+def as_batch(image: Tensor, label: Tensor | None, device: torch.device) -> Batch:
+    """The batch on the device, in the memory layout of a run's own."""
+    if label is None:
+        label = torch.full((len(image),), -1)
+    image = image.to(device, non_blocking=True)
+    image = image.float() if image.is_floating_point() else image
+    # Rows of channels, also where there is one: .contiguous(channels_last) would leave strides.
+    image = image.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    return Batch(image, label.to(device, torch.int64, non_blocking=True))
 
 
 def _told(given: object) -> str:

@@ -22,6 +22,7 @@ class DistillStep(nn.Module):
     Everything that changes between steps enters as a tensor, so each phase is one graph. `drawn`
     is the augmentor that makes the student's inputs: a copy whose trainable tensors the bank
     overwrites and whose frozen ones are shared; the learner itself where nothing is learned.
+    `resting` are modules of the student that stay in eval mode while it learns.
 
     Args:    student, teacher: called with [M,C,H,W] images in [0,1], return Outputs, each in its
                  own precision; the teacher is None where no objective asks for it.
@@ -43,6 +44,7 @@ class DistillStep(nn.Module):
         self.needs = {phase: objective.needs(phase) for phase in Phase}
         self.num_classes = num_classes
         self._routes: dict[str, Callable[[Tensor], Outputs]] = {}
+        self.resting: list[nn.Module] = []
         self._student_parameters = [
             p for m in (student, objective) for p in m.parameters() if p.requires_grad
         ]
@@ -65,6 +67,8 @@ class DistillStep(nn.Module):
             parameter.requires_grad_(augmentor_learns)
         self.train(False)
         self.student.train(student_learns)
+        for module in self.resting:
+            module.training = False
         self.objective.train(student_learns)
         self.augmentor.train(augmentor_learns)
 

@@ -21,6 +21,16 @@ def test_a_disk_that_is_full_is_one_error_with_the_folder(tmp_path, monkeypatch)
     assert not heard
 
 
+def test_a_folder_that_cannot_be_made_leaves_other_threads_alone(tmp_path, monkeypatch):
+    heard = []
+    monkeypatch.setattr(threading, "excepthook", heard.append)
+    before = threading.excepthook
+    (tmp_path / "tensorboard").write_text("a file")
+    with pytest.raises(OSError, match="tensorboard"):
+        Board(tmp_path / "tensorboard", 0)
+    assert threading.excepthook == before
+
+
 def test_other_threads_are_heard_of_meanwhile_and_after(tmp_path, monkeypatch):
     heard = []
     monkeypatch.setattr(threading, "excepthook", heard.append)

@@ -1,11 +1,17 @@
 """Modules, tables and batches of the caller's own: what is understood, and each mistake's line."""
 
+import gc
+import json
+import weakref
+
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 
 from hard_fast.augment.affine import Affine, AffineConfig
 from hard_fast.models.ensemble import Ensemble
+from hard_fast.objectives import ObjectiveConfig, reads_labels
 from hard_fast.own_run import HeldBank, Network, as_network, check_values, dress, read_tables
 
 GIVEN = {"objective": {"kind": "kd"}, "optim": {"lr": 1e-3}}
@@ -57,7 +63,12 @@ def test_mistakes_are_those_of_a_file():
     assert mistake(optim={"lr": 1e-3, "kin": "adam"}).startswith(
         "optim.kin = 'adam': unknown key; did you mean 'kind'"
     )
-    assert mistake(augmentr={}).startswith("augmentr = {}: unknown key; did you mean 'augmentor'")
+    said = mistake(augmentr={})
+    assert said.startswith("augmentr = {}: unknown key; did you mean 'augmentor'")
+    assert said.endswith(
+        "(choices: augmentor, objective, schedule, bank, optim, augmentor_optim, "
+        "average, guard, compile, distributed, train, seed)"
+    )
     assert mistake(optim={}) == "optim.lr: required, but not set"
     assert mistake(objective={"kind": "kdd"}).startswith("objective.kind = 'kdd': unknown kind")
     assert "augmentor_optim: augmentor.kind = 'affine' learns" in mistake(
@@ -67,7 +78,10 @@ def test_mistakes_are_those_of_a_file():
         pytest.raises(ValueError, read_tables, Network(net()), (), 10, GIVEN).value
     )
     assert mistake(train=3).startswith("train = 3: input should be an object")
-    assert mistake(train={"precison": "fp32"}).startswith("train.precison = 'fp32': unknown key")
+    assert mistake(train={"precison": "fp32"}) == (
+        "train.precison = 'fp32': unknown key; did you mean 'precision'? "
+        "(choices: device, precision, accumulate, augmentor_batch_size)"
+    )
     assert mistake(Network(net(), mean=0.5)).startswith("teacher.mean = 0.5: input should be")
     assert mistake(Network(net(), weight=2.0)).startswith("teacher: weight = 2: there is no other")
     assert mistake(optim={"lr": torch.tensor(0.1)}).startswith("optim.lr = 'tensor(0.1")
@@ -127,6 +141,38 @@ def test_values_of_the_first_batch():
             check_values(image, torch.tensor(wrong), 3)
 
 
+@pytest.mark.parametrize(
+    ("objective", "is_needed"),
+    [
+        ({"kind": "ce"}, True),
+        ({"kind": "kd"}, False),
+        ({"kind": "kd", "ce_share": 0.1}, True),
+        ({"kind": "hard"}, False),
+        ({"kind": "hard", "reference": "label"}, True),
+        ({"kind": "vae"}, False),
+        ({"kind": "tst"}, True),
+        ({"kind": "dafl"}, False),
+        ({"kind": "cudfkd"}, False),
+        ({"kind": "cutmixpick"}, True),
+        ({"kind": "cutmixpick", "ce_share": 0.0}, False),
+        ({"kind": "token"}, True),
+        ({"kind": "token", "teacher_share": 1.0}, False),
+        ({"kind": "byot"}, True),
+        ({"kind": "sd_dropout", "feature": "0", "classifier": "1"}, True),
+        ({"kind": "cosub"}, True),
+        ({"kind": "cosub", "label_share": 0.0}, False),
+        ({"kind": "features", "layers": [["0", "0"]]}, False),
+        ({"kind": "features", "layers": [["0", "0"]], "ce_weight": 1.0}, True),
+        ({"kind": "prototypes", "student_layer": "0", "teacher_layer": "0"}, True),
+    ],
+)
+def test_who_reads_labels(objective, is_needed):
+    assert (
+        reads_labels(TypeAdapter(ObjectiveConfig).validate_json(json.dumps(objective))) == is_needed
+    )
+    check_values(torch.rand(2, *SHAPE), torch.tensor([-1, 0]), 3, needs_label=is_needed)
+
+
 def test_a_bank_without_files_holds_its_entries_in_its_state(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = read(
@@ -143,6 +189,7 @@ def test_a_bank_without_files_holds_its_entries_in_its_state(tmp_path, monkeypat
             maker.mean.fill_(float(value))
         bank.save()
     assert len(bank) == 2 and not list(tmp_path.iterdir())
+    assert set(bank.state_dict()) == {"entries", "tensors", "num_seen"}
     again = HeldBank(maker, config)
     again.load_state_dict(bank.state_dict())
     found = []
@@ -153,3 +200,9 @@ def test_a_bank_without_files_holds_its_entries_in_its_state(tmp_path, monkeypat
             found[-1].append(target.mean.clone())
     assert torch.equal(torch.stack(found[0]), torch.stack(found[1]))
     assert len({mean.flatten()[0].item() for mean in found[0]}) == 2
+    held = [weakref.ref(entry["mean"]) for entry in bank.state_dict()["tensors"]]
+    for _ in range(40):
+        bank.save()
+        again.save()
+    gc.collect()
+    assert [entry() for entry in held] == [None] * 2, "replaced entries are kept"

@@ -31,6 +31,7 @@ __all__ = [
     "build_objective",
     "check_reaches_all",
     "compares_answers",
+    "reads_labels",
 ]
 
 ObjectiveConfig = Annotated[
@@ -58,6 +59,22 @@ def compares_answers(config: ObjectiveConfig) -> bool:
     if isinstance(config, RelationsConfig | FeaturesConfig):
         return config.kd_weight > 0.0
     return not isinstance(config, PrototypesConfig)
+
+
+def reads_labels(config: ObjectiveConfig) -> bool:
+    """Whether a loss, or the error that a schedule compares, is nothing without labels."""
+    match config:
+        case KdConfig() | CutmixpickConfig() | PrototypesConfig():
+            return config.ce_share > 0.0
+        case RelationsConfig() | FeaturesConfig():
+            return config.ce_weight > 0.0
+        case HardConfig():
+            return config.reference == "label"
+        case TokenConfig():
+            return config.teacher_share < 1.0
+        case CosubConfig():
+            return config.label_share > 0.0
+    return isinstance(config, CeConfig | TstLossConfig | ByotConfig | SdDropoutConfig)
 
 
 def check_reaches_all(config: ObjectiveConfig) -> None:

@@ -100,6 +100,7 @@ def join(device: str = "auto", timeout_s: float = 1800.0) -> World:
         timeout=timeout + datetime.timedelta(seconds=_NCCL_LATER_S if use_cuda else 0.0),
         device_id=target if use_cuda else None,
     )
+    atexit.register(leave)
     return World(rank, size, target, meeting.is_restart)
 
 
