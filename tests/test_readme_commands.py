@@ -161,8 +161,9 @@ def test_the_method_that_the_readme_adds_runs(tmp_path):
     kinds = copied / "objectives" / "__init__.py"
     text = "from hard_fast.objectives.dkd import Dkd, DkdConfig\n" + kinds.read_text()
     text = text.replace("    | PrototypesConfig,\n", "    | PrototypesConfig\n    | DkdConfig,\n")
-    text = text.replace("    match config:\n", f"    match config:\n{case[0]}", 1)
-    kinds.write_text(text)
+    before, builds, after = text.partition("def build_objective(")
+    after = after.replace("    match config:\n", f"    match config:\n{case[0]}", 1)
+    kinds.write_text(before + builds + after)
     (tmp_path / "run.toml").write_text(
         """
         run_dir = "run"
