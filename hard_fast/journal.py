@@ -1,5 +1,6 @@
 """What a run tells: rows in metrics.jsonl, TensorBoard, a progress line."""
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -58,11 +59,17 @@ class MetricsLog:
             self._board.close()
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Go on without a word where the pipe of what is said is closed; rich ends the process."""
+        self.quiet = True
+
+
 class ProgressLine:
     """One live line on a terminal; elsewhere a plain line at each evaluation."""
 
     def __init__(self, num_steps: int, *, is_shown: bool, first_step: int = 0) -> None:
-        self.console = Console(stderr=True, quiet=not is_shown)
+        self.console = _Console(stderr=True, quiet=not is_shown)
         self._progress = Progress(
             TextColumn("{task.fields[phase]:>9}"),
             BarColumn(bar_width=24),
@@ -82,7 +89,9 @@ class ProgressLine:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        # Its terminal may be gone, and nothing is lost with it.
+        with contextlib.suppress(OSError):
+            self._progress.stop()
 
     def update(self, row: dict[str, Any]) -> None:
         """Show the newest training or evaluation row; other kinds change nothing."""
@@ -109,8 +118,9 @@ class ProgressLine:
         self._progress.update(self._task, phase=phase)
 
     def say(self, text: str) -> None:
-        """A line that stays, above the live one."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        """A line that stays, above the live one, if there is still somebody to read it."""
+        with contextlib.suppress(OSError):
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 class Journal:

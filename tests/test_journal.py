@@ -1,4 +1,9 @@
 import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
 
 from hard_fast.journal import Journal, MetricsLog, ProgressLine
 from hard_fast.runtime.rows import read_rows
@@ -92,3 +97,20 @@ def test_a_run_that_goes_back_cuts_its_rows_and_writes_on(tmp_path):
         journal.write("warning", 0, 0.5, {"text": "newest"})
     found = read_rows(tmp_path / "metrics.jsonl")
     assert [(row["step"], row["text"]) for row in found] == [(0, "old"), (0, "newest")]
+
+
+def closed_pipe(mode):
+    reading, writing = os.pipe()
+    os.close(reading)
+    return os.fdopen(writing, mode)
+
+
+@pytest.mark.parametrize("nowhere", [closed_pipe, Path("/dev/full").open])
+def test_nobody_who_listens_is_no_error(nowhere, monkeypatch):
+    stream = nowhere("w")
+    monkeypatch.setattr(sys, "stderr", stream)
+    with ProgressLine(10, is_shown=True) as progress:
+        progress.say("anybody there?")
+        progress.say("no?")
+    with pytest.raises(OSError):
+        stream.close()

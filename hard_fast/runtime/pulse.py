@@ -14,16 +14,18 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
+from hard_fast.runtime import signals
 from hard_fast.runtime.rendezvous import Lost, missing
 
 LOST = 75
 """What a process exits with that misses others; the system's headers call it a temporary failure:
 try again."""
 # How long those who came wait to hear who else did, s: at least, and where several are missing, of
-# whom some may only have come later and wait still.
+# whom some may only have come later and wait still. Both together end before a device's own clock
+# and before torchrun kills.
 _ROLL_CALL_S = 3.0
-_LATEST_S = 60.0
-_POLL_S = 0.1
+_LATEST_S = 20.0
+_POLL_S = 1.0
 
 
 class _Place(NamedTuple):
@@ -135,16 +137,16 @@ def _missed(error: Exception) -> Lost:
 def _absent() -> list[int]:
     """Who does not answer a roll call, asked by all who came; nobody where none can be held."""
     store = _place.store
-    keys = [f"roll call/{_where}/{rank}" for rank in range(_place.size)]
+    absent = list(range(_place.size))
     try:
         if store is None:
             return []
-        store.set(keys[_place.rank], "here")
+        store.set(f"roll call/{_where}/{_place.rank}", "here")
         latest = time.monotonic() + min(_place.timeout_s, _LATEST_S)
         time.sleep(_ROLL_CALL_S)
         while True:
-            absent = [rank for rank, key in enumerate(keys) if not store.check([key])]
-            if len(absent) <= 1 or time.monotonic() > latest:
+            absent = [rank for rank in absent if not store.check([f"roll call/{_where}/{rank}"])]
+            if len(absent) <= 1 or time.monotonic() > latest or signals.asked():
                 return absent
             time.sleep(_POLL_S)
     except RuntimeError:

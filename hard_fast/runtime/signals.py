@@ -69,12 +69,13 @@ def stop_if_asked() -> None:
 
 
 def _forget_terminal() -> None:
-    """Say no more to a terminal that is gone, since each word would be an error."""
+    """Say no more to a terminal that is gone, or will be, since each word would be an error."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for said in (1, 2):
-        if stat.S_ISCHR(os.fstat(said).st_mode):
-            os.dup2(nowhere, said)
-    os.close(nowhere)
+        # One that is closed stays so.
+        with contextlib.suppress(OSError):
+            if stat.S_ISCHR(os.fstat(said).st_mode):
+                os.dup2(nowhere, said)
 
 
 def _restore(handlers: dict[signal.Signals, object]) -> None:
