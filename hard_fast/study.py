@@ -39,8 +39,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         study, runs, study_dir = load_study(options.config, options.overrides)
         console, started = Console(stderr=True), time.monotonic()
-        with signals.noted():
-            failures = _run_all(runs, study.study.jobs, options.resume, console)
+        try:
+            with signals.noted():
+                failures = _run_all(runs, study.study.jobs, options.resume, console)
+        except KeyboardInterrupt:
+            # Ctrl-C once more: the runs were asked to save before.
+            raise signals.Stopped(signal.SIGINT) from None
         result = collect(study, runs, study_dir, time.monotonic() - started)
         write_atomic(study_dir / "study.json", json.dumps(as_json(result), indent=2) + "\n")
         Console().print(study_table(result))
@@ -53,9 +57,6 @@ def main(arguments: list[str] | None = None) -> int:
     except signals.Stopped as stopped:
         print(f"{stopped}: its runs have saved; the same command goes on", file=sys.stderr)
         return stopped.code
-    except KeyboardInterrupt:
-        print("SIGINT: its runs save and end; the same command goes on", file=sys.stderr)
-        return 128 + signal.SIGINT
     except (ValueError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2

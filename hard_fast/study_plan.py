@@ -173,6 +173,9 @@ def load_study(name: str, overrides: list[str]) -> tuple[Study, list[Run], Path]
 def _check_overrides(study: Study, common: dict[str, Any], source: Source) -> None:
     """Refuse an override of the common run that some rows would ignore."""
     given = {key for key in dotted(common) if source.origin.get(key) == COMMAND_LINE}
+    # A row's own epochs would replace these steps, and the other way round.
+    length = {"train.steps": "train.epochs", "train.epochs": "train.steps"}
+    given |= {length[key] for key in given & length.keys()}
     for row, config in study.rows.items():
         for key in sorted(given & set(dotted(config.run))):
             if not any(other.startswith(f"{key}.") for other in given):

@@ -71,7 +71,7 @@ def test_a_study_that_is_stopped_stops_its_runs_and_goes_on(numbers, study, tmp_
         time.sleep(0.2)
     name, said = numbers[0].name, process.communicate(timeout=60)[1]
     assert process.returncode == 128 + numbers[0] and "Traceback" not in said
-    assert f"{name}: its runs " in said
+    assert f"{name}: its runs have saved" in said
     (run_dir,) = (tmp_path / "study" / "teacher").iterdir()
     assert f"{name}: saved" in (run_dir / "log.txt").read_text()
     steps = max(int(note.stem[5:]) for note in run_dir.glob("checkpoints/step_*.json"))

@@ -47,6 +47,11 @@ def test_an_override_that_a_row_would_ignore_is_refused(study, tmp_path):
         load_study(config, ["objective.kind=kd"])
     _, runs, _ = load_study(config, ["optim.lr=0.5"])
     assert all(run.config.optim.lr == 0.5 for run in runs)
+    # Its epochs would replace the steps that were asked for.
+    study["rows"]["teacher"]["run"]["train"] = {"epochs": 3}
+    config = write(tmp_path, study)
+    with pytest.raises(ConfigError, match=r"train.epochs: row teacher sets its own"):
+        load_study(config, ["train.steps=2"])
 
 
 @pytest.mark.parametrize("name", ["..", "../b", "a/b", "\n"])
