@@ -30,9 +30,14 @@ def load_checkpoint(
     try:
         load_weights(net, path, head=classifier if new_head else None)
     except OtherClasses as error:
+        if not can_leave_it or not all(key.startswith(f"{classifier}.") for key in error.keys):
+            raise
         advice = f"; the file has {error.num} classes"
-        if may_keep_classes:
-            advice += f": set num_classes = {error.num} for a teacher that keeps them"
-        elif may_learn and can_leave_it:
+        if may_learn:
             advice += ": set new_head = true to learn others"
+        elif may_keep_classes:
+            advice += (
+                ": it must learn the data's first (--config own_teacher), or, where objective.kind "
+                f"= 'prototypes', keep its own with num_classes = {error.num}"
+            )
         raise ValueError(f"{error}{advice}") from error

@@ -31,12 +31,13 @@ _log = logging.getLogger(__name__)
 class OtherClasses(ValueError):
     """Weights that would fit a network of as many classes as they have themselves.
 
-    num: those classes; said of whatever differs in the number of its rows alone.
+    num, keys: those classes, and what differs in the number of its rows alone: the classifier, if
+               these are its names.
     """
 
-    def __init__(self, text: str, num: int) -> None:
+    def __init__(self, text: str, num: int, keys: Sequence[str]) -> None:
         super().__init__(text)
-        self.num = num
+        self.num, self.keys = num, keys
 
 
 def load_weights(net: nn.Module, path: str | Path, *, head: str | None = None) -> None:
@@ -72,7 +73,7 @@ def load_weights(net: nn.Module, path: str | Path, *, head: str | None = None) -
             f"the network): {', '.join(found)}"
         )
         num = None if missing or unexpected else _other_rows(given, own, differ)
-        raise ValueError(text) if num is None else OtherClasses(text, num)
+        raise ValueError(text) if num is None else OtherClasses(text, num, differ)
     net.load_state_dict(given)
 
 

@@ -31,7 +31,10 @@ def test_other_classes_end_with_what_to_do(path):
     assert "2 of another shape (fc.weight: file [10, " in said
     assert said.endswith("; the file has 10 classes: set new_head = true to learn others")
     said = mistake(path, **TEACHES)
-    assert said.endswith("10 classes: set num_classes = 10 for a teacher that keeps them")
+    assert (
+        "; the file has 10 classes: it must learn the data's first (--config own_teacher)" in said
+    )
+    assert said.endswith("keep its own with num_classes = 10")
     # What is only evaluated, or one of several teachers, can do neither.
     assert mistake(path, **LEARNS | {"may_learn": False}).endswith("; the file has 10 classes")
 
@@ -51,13 +54,24 @@ def test_what_differs_in_more_gets_no_advice(tmp_path, path):
     assert "classes" not in mistake(path, "test_vit", **LEARNS)
 
 
+def test_other_rows_than_the_classifiers_are_no_classes(tmp_path):
+    """Those of a window's positions, say: the file is for pictures of another size."""
+    state = timm.create_model("test_resnet", num_classes=10).state_dict()
+    name = "layer4.0.bn1.weight"
+    state[name] = torch.cat([state[name], state[name][:1]])
+    torch.save(state, tmp_path / "net.pth")
+    for given in (LEARNS, TEACHES, LEARNS | {"new_head": True}):
+        said = mistake(str(tmp_path / "net.pth"), num_classes=10, **given)
+        assert f"1 of another shape ({name}" in said and "classes" not in said
+
+
 def test_a_network_of_two_heads_has_no_classifier_to_leave_out(tmp_path):
     small = {"depth": 1, "embed_dim": 12, "num_heads": 2, "img_size": 32}
     name = "deit_tiny_distilled_patch16_224"
     path = tmp_path / "net.pth"
     torch.save(timm.create_model(name, num_classes=10, **small).state_dict(), path)
     net = timm.create_model(name, num_classes=7, **small)
-    with pytest.raises(ValueError, match="; the file has 10 classes$"):
+    with pytest.raises(ValueError, match="of another shape [^;]*$"):
         load_checkpoint(net, name, str(path), **LEARNS)
     with pytest.raises(ValueError, match="does not name its classifier as timm's do"):
         load_checkpoint(net, name, str(path), **LEARNS | {"new_head": True})
