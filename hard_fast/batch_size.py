@@ -27,21 +27,26 @@ _CHEAP_MS = 5000.0
 _NUM_TRIES = 4
 
 
+class Line(NamedTuple):
+    """Bytes of a step by the images at once: `base`, and `slope` for each of them."""
+
+    base: float
+    slope: float
+
+
 class Largest(NamedTuple):
     """What was found about the largest batch of one process.
 
     num:        images that go through the networks at once; 0: nothing fits.
     peak:       bytes of a step as configured, in the phase that needs most.
-    base:       bytes of them that do not grow with the images, in the phase that sets `num`.
-    slope:      bytes that each image more takes.
+    lines:      of each phase whose images are those of the batch.
     limit:      bytes that a step may take.
     is_checked: whether so many have been through the networks.
     """
 
     num: int
     peak: int
-    base: float
-    slope: float
+    lines: tuple[Line, ...]
     limit: float
     is_checked: bool
 
@@ -77,23 +82,27 @@ def find_largest(trial: Trial, device: torch.device, ms_per_image: float, most: 
              most: images that there can be at once.
     """
     peaks, limit = {phase: trial.step_peak(phase) for phase in trial.phases}, _limit(device)
-    phase = max(_phases_of_batch(trial), key=lambda one: peaks[one])
-    own, peak = trial.num_images(phase), peaks[phase]
-    slope, seen = _slope(trial, phase, peak, limit, ms_per_image, device)
-    num = own + math.floor((limit - peak) / slope)
+    phases = _phases_of_batch(trial)
+    own, peak = trial.num_images(phases[0]), max(peaks.values())
+    found = [_slope(trial, p, peaks[p], limit, ms_per_image, device) for p in phases]
+    lines = tuple(
+        Line(peaks[p] - slope * own, slope) for p, (slope, _) in zip(phases, found, strict=True)
+    )
+    if any(size > limit for phase, size in peaks.items() if phase not in phases):
+        return Largest(0, peak, lines, limit, True)
+    num = min(math.floor((limit - line.base) / line.slope) for line in lines)
     # Memory may have become less since the step was found to fit.
     least = own if peak <= limit else 0
     num = max(least, min(num, most) // trial.group * trial.group)
     for _ in range(_NUM_TRIES):
-        is_checked = num <= max(own, seen)
+        is_checked = num <= max(own, min(seen for _, seen in found))
         if is_checked or (device.type == "cpu" and num * ms_per_image > _CHEAP_MS):
             break
-        tried = _pass_peak(trial, phase, num)
-        is_checked = tried is not None and tried <= limit
+        is_checked = all((_pass_peak(trial, p, num) or math.inf) <= limit for p in phases)
         if is_checked:
             break
         num = max(own, int(0.9 * num) // trial.group * trial.group)
-    return Largest(num, max(peaks.values()), peak - slope * own, slope, limit, is_checked)
+    return Largest(num, peak, lines, limit, is_checked)
 
 
 def with_passes(found: Largest, own: int, passes: int, more: int, input_bytes: float) -> int:
@@ -102,9 +111,10 @@ def with_passes(found: Largest, own: int, passes: int, more: int, input_bytes: f
     Args:    own, passes: images at once, and passes, for which `found` was measured.
              input_bytes: of one image that waits for its pass.
     """
-    room = found.limit - found.base + input_bytes * own * (passes - 1)
-    at_once = min(found.num, int(room / (found.slope + input_bytes * (more - 1))))
-    return more * max(0, at_once)
+    room = found.limit + input_bytes * own * (passes - 1)
+    each = input_bytes * (more - 1)
+    at_once = min(int((room - line.base) / (line.slope + each)) for line in found.lines)
+    return more * max(0, min(found.num, at_once))
 
 
 def _fits(trial: Trial, device: torch.device) -> bool:

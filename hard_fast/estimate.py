@@ -177,7 +177,7 @@ def _memory(trial: Trial, times: _Times, world: World, num_processes: int) -> di
         "memory": {**held, "rest": found.peak - sum(held.values()), "peak": found.peak},
         "largest": {
             "limit": round(found.limit),
-            "bytes_per_image": round(found.slope),
+            "bytes_per_image": round(max(line.slope for line in found.lines)),
             "is_checked": found.is_checked,
             "is_all_images": found.num == most,
             "batch_size": _by_passes(trial, found, most, num_processes),
@@ -196,9 +196,10 @@ def _by_passes(trial: Trial, found: Largest, most: int, num_processes: int) -> d
         num = with_passes(found, train.batch_size // passes, passes, more, trial.input_bytes())
         unit = more * trial.group
         size = min(num, most) // unit * unit
+        changes = {"batch_size": size, "accumulate": more}
         try:
-            changes = {"batch_size": size, "accumulate": more}
-            check_batches(train.model_copy(update=changes), 1, trial.group)
+            if size:
+                check_batches(train.model_copy(update=changes), 1, trial.group)
         except ValueError:
             continue
         sizes[str(more)] = size * num_processes

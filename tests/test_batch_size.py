@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hard_fast import batch_size
-from hard_fast.batch_size import Largest, find_largest, open_fitting, with_passes
+from hard_fast.batch_size import Largest, Line, find_largest, open_fitting, with_passes
 from hard_fast.config import RunConfig
 from hard_fast.runtime.configfile import Source, merge, parse
 from hard_fast.runtime.dist import World
@@ -64,11 +64,11 @@ def test_where_memory_became_less_fewer_images_fit_or_none(tree, tmp_path, monke
     less = trial.step_peak(Phase.AUGMENTOR) - 6 * kept
     monkeypatch.setattr(batch_size, "_limit", lambda device: less)
     found = find_largest(trial, WORLD.device, 1.0, most=10_000)
-    assert 0 < found.num < 16 and found.slope >= kept
+    assert 0 < found.num < 16 and found.lines[-1].slope >= kept
     assert with_passes(found, 16, 1, 1, 0.0) == found.num
     monkeypatch.setattr(batch_size, "_limit", lambda device: MIB)
     found = find_largest(trial, WORLD.device, 1.0, most=10_000)
-    assert found.num == 0 and found.slope >= kept
+    assert found.num == 0 and found.lines[-1].slope >= kept
     assert [with_passes(found, 16, 1, more, 10.0) for more in (1, 2, 4)] == [0, 0, 0]
 
 
@@ -88,7 +88,7 @@ def test_the_largest_batch_is_where_the_line_meets_the_limit(tree, tmp_path, mon
     room = trial.step_peak(Phase.AUGMENTOR) + 200 * kept
     monkeypatch.setattr(batch_size, "_limit", lambda device: room)
     found = find_largest(trial, WORLD.device, 1.0, most=10_000)
-    assert found.slope >= kept and found.is_checked
+    assert found.lines[-1].slope >= kept and found.is_checked
     # Temporary tensors come on top of what is kept.
     assert 60 < found.num <= 230
     assert trial.pass_peak(Phase.AUGMENTOR, found.num) < 1.05 * room
@@ -98,9 +98,26 @@ def test_the_largest_batch_is_where_the_line_meets_the_limit(tree, tmp_path, mon
     assert not slow.is_checked and slow.num > 60
 
 
+def test_the_phase_that_grows_faster_sets_the_size_though_another_needs_more(
+    tree, tmp_path, monkeypatch
+):
+    """A wide student, whose gradients are most of a small batch, and a teacher that keeps much."""
+    student = {"name": "mlp", "options": {"hidden": [4096, 2048]}}
+    trial = open_it(tree | {"student": student}, tmp_path, train={"batch_size": 2})
+    peaks = [trial.step_peak(phase) for phase in (Phase.STUDENT, Phase.AUGMENTOR)]
+    assert peaks[0] > peaks[1]
+    kept = trial.kept(Phase.AUGMENTOR, 2) / 2
+    room = peaks[0] + 60 * kept
+    monkeypatch.setattr(batch_size, "_limit", lambda device: room)
+    found = find_largest(trial, WORLD.device, 1.0, most=10_000)
+    assert 30 < found.num <= 130
+    lines = (Line(600.0, 1.0), Line(0.0, 10.0))
+    assert with_passes(Largest(99, 700, lines, 650.0, True), 2, 1, 1, 0.0) == 50
+    assert with_passes(Largest(99, 700, lines, 900.0, True), 2, 1, 1, 0.0) == 90
+
+
 def test_more_passes_make_room_for_larger_batches_but_not_for_their_bytes():
-    given = {"num": 100, "peak": 1000, "base": 600.0, "slope": 10.0, "limit": 1600.0}
-    found = Largest(**given, is_checked=True)
+    found = Largest(100, 1000, (Line(600.0, 10.0),), 1600.0, is_checked=True)
     assert with_passes(found, 40, 1, 1, input_bytes=2.0) == 100
     # 600 bytes to spare for ten a pass image and two for each that waits.
     assert with_passes(found, 40, 1, 2, input_bytes=2.0) == 2 * int(1000 / 12)

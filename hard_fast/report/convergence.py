@@ -59,8 +59,8 @@ def _course(record: Record, metric: str) -> list[tuple[float, float, float]]:
     """Epochs, seconds and the metric of each evaluation that tells it, the final one included."""
     steps, seconds = series(record.rows["train"], "timing", "seconds")
     rows = list(record.rows["eval"])
-    if record.summary:
-        place = {"step": record.num_steps, "epoch": at(record.summary, "epochs")}
+    if is_number(epochs := at(record.summary, "epochs")):
+        place = {"step": record.num_steps, "epoch": epochs}
         rows.append(place | numbers(at(record.summary, "metrics")))
     course = []
     for row in rows:
