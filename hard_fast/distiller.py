@@ -108,8 +108,7 @@ class Distiller:
         """Update the network whose turn it is, once.
 
         Args:    image: [B,C,H,W] uint8, or float in [0,1]: not normalized. On any device.
-                 label: [B] whole numbers, -1 = unlabelled; None: all are. An objective that reads
-                     labels must find some in the first batch.
+                 label: [B] whole numbers, -1 = unlabelled; None: all are, where no loss reads them.
         Raises:  ValueError, one line, for a batch that does not fit, or after the last step;
                  Diverged where numbers are no longer finite, so that only a state that was saved to
                  a file can help.
@@ -118,13 +117,12 @@ class Distiller:
         batch = self._batch(image, label)
         if self.steps_done == self._num_steps:
             raise ValueError(f"{WHO}: steps = {self._num_steps}: all of them are done")
+        if label is None and reads_labels(self._config.objective):
+            raise ValueError(f"{WHO}: label: the objective reads labels; give them, -1 for none")
         if not self._is_checked:
-            needs_label = reads_labels(self._config.objective)
-            num_classes = count_classes(self._student, batch.image.shape[1:])
-            check_values(image, label, num_classes, needs_label=needs_label)
+            check_values(image, label, count_classes(self._student, batch.image.shape[1:]))
         if self._learning is None:
             self._start(self._config.fitted(len(image) * self._world.size, batch.image.shape[1:]))
-            self._learning.begin()
         self._is_checked = True
         learning, step, phase = self._learning, self.steps_done, self._learning.controller.phase
         pulse.beat(step * len(Phase) + list(Phase).index(phase), 0)
@@ -262,9 +260,7 @@ class Distiller:
         with self._apart():
             self._num_classes = count_classes(self._student, shape)
             net = assemble(config, self._make, shape, self._num_classes, world)
-            inner = self._student.module.named_modules()
-            self._modes = [(module, name not in self._resting) for name, module in inner]
-            net.resting = [module for module, learns in self._modes if not learns]
+            net.resting = [self._student.module.get_submodule(name) for name in self._resting]
             learning = Learning(
                 config,
                 net,
@@ -277,7 +273,11 @@ class Distiller:
         self._learning = learning
         # From now on their copies teach.
         self._teachers = []
+        net.learn(Phase.STUDENT)
+        # Its own train() may leave some of it in eval mode too.
+        self._modes = [(module, module.training) for module in self._student.module.modules()]
         net.learn(learning.controller.phase)
+        learning.begin()
 
     def _make(self, config: NetworkConfig, role: Role, taps: tuple[str, ...]) -> Dressed:
         is_teacher, shape = role == "teacher", tuple(self._config.data.image_shape)

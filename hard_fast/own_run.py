@@ -163,6 +163,7 @@ def _refuse_unfit(
         said = f" = {given[name]!r:.60}: unknown key{nearest(str(name), fit)}"
         if name in model.model_fields:
             said = ": a loop of one's own has no use for it"
+            said += "; give Distiller steps=" if name in ("steps", "epochs") else ""
         raise ValueError(f"{WHO}: {prefix}{name}{said} (choices: {', '.join(fit)})")
 
 
@@ -226,12 +227,9 @@ def check_batch(image: object, label: object) -> None:
         raise ValueError(f"{WHO}: label: {_told(label)}; must be {wanted}")
 
 
-def check_values(
-    image: Tensor, label: Tensor | None, num_classes: int, *, needs_label: bool = False
-) -> None:
+def check_values(image: Tensor, label: Tensor | None, num_classes: int) -> None:
     """See that pixels lie in [0,1] and labels among the classes; waits for the device.
 
-    Args:    needs_label: whether there must be some.
     Raises:  ValueError, one line.
     """
     low, high = (float(value) for value in image.aminmax())
@@ -244,11 +242,6 @@ def check_values(
         raise ValueError(
             f"{WHO}: label: from {int(label.min())} to {int(label.max())}; the student has "
             f"{num_classes} outputs, so 0 to {num_classes - 1}, or -1 for none"
-        )
-    if needs_label and (label is None or int(label.max()) < 0):
-        raise ValueError(
-            f"{WHO}: label: the first batch has none, and the objective reads labels; give them, "
-            "or change [objective]"
         )
 
 
