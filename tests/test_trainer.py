@@ -438,6 +438,7 @@ def test_turns_with_a_new_optimizer_and_a_rate_that_stands_still_resume_exactly(
         assert same(weights(resumed), weights(whole)), step
 
 
+@pytest.mark.slow
 def test_a_long_run_keeps_nothing_of_its_steps(tiny_run):
     trainer = build(tiny_run, train={"steps": 600, "gallery": False})
     trainer.journal = Journal(

@@ -189,6 +189,7 @@ def test_bytes_are_posterised_exactly():
     torch.testing.assert_close(made, torch.where(level >= 0.75, 1 - level, level))
 
 
+@pytest.mark.slow
 def test_it_is_one_graph():
     image = pictures(num=4, size=8)
     augmentor = Tst(TstConfig())

@@ -22,6 +22,7 @@ def run(tmp_path, device="cpu"):
     return {(row["metric"], row["case"].removeprefix(f"{TINY.name}: ")): row["p50"] for row in rows}
 
 
+@pytest.mark.slow
 def test_a_call_writes_rows_of_optimizers_phases_and_teachers(tiny, tmp_path, capsys):
     found = run(tmp_path)
     per_parameter = {
