@@ -31,8 +31,7 @@ def open_it(tree, folder, **changes):
 
 def spare(monkeypatch, num_mib):
     """Leave so much memory beside what the process has."""
-    limit = lambda device: used_bytes(device) + num_mib * MIB  # noqa: E731
-    monkeypatch.setattr(batch_size, "_limit", limit)
+    monkeypatch.setattr(batch_size, "_limit", lambda device: used_bytes(device) + num_mib * MIB)
 
 
 def test_a_step_that_fits_is_left_as_it_is(tree, tmp_path):
