@@ -17,7 +17,7 @@ from hard_fast.runtime.configfile import ConfigError, dump, parse, read
 from hard_fast.runtime.dist import World
 from hard_fast.runtime.environment import peak_memory_gib, versions
 from hard_fast.runtime.files import write_atomic
-from hard_fast.runtime.messages import one_line
+from hard_fast.runtime.messages import one_line, say
 from hard_fast.runtime.rows import as_json
 from hard_fast.smoke import shrink
 from hard_fast.trainer import Trainer
@@ -45,13 +45,13 @@ def main(arguments: list[str] | None = None) -> int:
             train(config, resume=options.resume == "auto")
     except signals.Stopped as stopped:
         if dist.is_main_process():
-            print(f"{stopped}: saved; the same command goes on from here", file=sys.stderr)
+            say(f"{stopped}: saved; the same command goes on from here")
         return stopped.code
     except (ValueError, OSError, TooManyBadFiles) as error:
         if not dist.is_main_process():
             # A mistake that rank 0 met too ends this process before it repeats it.
             time.sleep(_PATIENCE_S)
-        print(f"error{dist.who()}: {one_line(error)}", file=sys.stderr)
+        say(f"error{dist.who()}: {one_line(error)}")
         return 2
     except (RuntimeError, MemoryError) as error:
         return failures.tell(error)

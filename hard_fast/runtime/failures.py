@@ -1,9 +1,9 @@
 """What ends a process though its code is right: too little memory, or others that are gone."""
 
 import re
-import sys
 
 from hard_fast.runtime import dist, pulse, signals
+from hard_fast.runtime.messages import say
 
 _MISTAKE = 2
 _COMPILERS = ("torch._dynamo", "torch._inductor")
@@ -24,7 +24,7 @@ def tell(error: Exception) -> int:
     # A compiler that got the same signal as this process, from a terminal or Slurm.
     if signals.asked() and type(error).__module__.startswith(_COMPILERS):
         stopped = signals.Stopped(signals.asked())
-        print(f"{stopped} while it compiled; the same command goes on", file=sys.stderr)
+        say(f"{stopped} while it compiled; the same command goes on")
         return stopped.code
     if (text := _shortage(error)) is not None:
         code = _MISTAKE
@@ -32,7 +32,7 @@ def tell(error: Exception) -> int:
         code = pulse.LOST
     else:
         raise error
-    print(f"error{dist.who()}: {text}", file=sys.stderr)
+    say(f"error{dist.who()}: {text}")
     return code
 
 

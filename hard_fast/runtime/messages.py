@@ -1,5 +1,7 @@
 """Errors as a person is told them: one line each."""
 
+import sys
+
 
 def printable(text: str) -> str:
     """The text as one line: line ends become spaces, other control characters are spelled out."""
@@ -12,3 +14,8 @@ def one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return printable(f"{error.filename}: {error.strerror}")
     return printable(str(error))
+
+
+def say(line: str) -> None:
+    """Write a line to stderr at once: what print writes in parts, several processes mix."""
+    sys.stderr.write(f"{line}\n")

@@ -43,7 +43,7 @@ if world.rank == 1:
 try:
     {wait}
 except RuntimeError as error:
-    print("LOST:", type(error).__name__, pulse.explained(error), file=sys.stderr)
+    sys.stderr.write(f"LOST: {{type(error).__name__}} {{pulse.explained(error)}}\\n")
     dist.end(pulse.LOST)
 """
 LATE = """
@@ -60,7 +60,8 @@ if world.rank == 2:
 try:
     pulse.meet()
 except pulse.Lost as error:
-    print("LOST:", error, file=sys.stderr, flush=True)
+    # One write: what print writes in parts, several processes mix.
+    sys.stderr.write(f"LOST: {error}\\n")
     time.sleep(4)
     dist.end(pulse.LOST)
 """
