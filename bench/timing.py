@@ -16,6 +16,7 @@ import torch
 
 from hard_fast.runtime.environment import versions
 from hard_fast.runtime.files import write_atomic
+from hard_fast.runtime.memory import keep_freed_memory
 
 Row = dict[str, Any]
 Clock = Callable[[Callable[[], object]], float]
@@ -73,6 +74,8 @@ def prepare(options: argparse.Namespace) -> Setting:
             raise ValueError(f"--threads {options.threads}: needs at least 1")
         torch.set_num_threads(options.threads)
     device = torch.device("cuda" if has_cuda and options.device != "cpu" else "cpu")
+    # As in a run; whatever else is timed in this process has the gain too.
+    keep_freed_memory(device)
     found = versions(device)
     facts = {"torch": found["torch"], "threads": torch.get_num_threads(), "commit": _commit()}
     if device.type == "cuda":

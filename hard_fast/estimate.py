@@ -24,6 +24,7 @@ from hard_fast.runtime import dist, failures
 from hard_fast.runtime.arguments import at_least
 from hard_fast.runtime.dist import World
 from hard_fast.runtime.environment import versions
+from hard_fast.runtime.memory import keep_freed_memory
 from hard_fast.runtime.messages import one_line
 from hard_fast.train import load_config
 from hard_fast.train_config import check_batches
@@ -46,6 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         world = dist.join(config.train.device)
         if world.size > 1:
             raise ValueError("estimate measures one process: no torchrun, but --processes N")
+        keep_freed_memory(world.device)
         tree = estimate(config, world, options.processes)
         console = Console()
         # A file or a pipe has no width; a row should still be one line.

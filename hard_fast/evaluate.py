@@ -26,6 +26,7 @@ from hard_fast.runtime import dist, pulse
 from hard_fast.runtime.arguments import at_least
 from hard_fast.runtime.dist import World
 from hard_fast.runtime.environment import versions
+from hard_fast.runtime.memory import keep_freed_memory
 
 _PATIENCE_S = 3.0
 
@@ -43,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.json is not None:
             check_place(options.json)
         world = dist.join(options.device)
+        keep_freed_memory(world.device)
         tree = evaluate(subject, options, world)
         if world.is_main:
             _tell(tree, options)

@@ -17,6 +17,7 @@ from hard_fast.runtime.configfile import ConfigError, dump, parse, read
 from hard_fast.runtime.dist import World
 from hard_fast.runtime.environment import peak_memory_gib, versions
 from hard_fast.runtime.files import write_atomic
+from hard_fast.runtime.memory import keep_freed_memory
 from hard_fast.runtime.messages import one_line, say
 from hard_fast.runtime.rows import as_json
 from hard_fast.smoke import shrink
@@ -73,6 +74,7 @@ def load_config(name: str, overrides: list[str]) -> RunConfig:
 def train(config: RunConfig, *, resume: bool = True) -> dict[str, Any]:
     """Run to the end; leaves summary.json, student.safetensors and report.html in the run_dir."""
     world = dist.join(config.train.device, config.distributed.timeout_s)
+    keep_freed_memory(world.device)
     agree_on(config)
     place = RunDir(
         config,

@@ -1,3 +1,4 @@
+import platform
 import subprocess
 import sys
 
@@ -74,6 +75,32 @@ def test_a_small_process_does_not_tell_the_peak_of_the_large_one_that_started_it
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     mine = process_peak_bytes()
     assert ballast.sum() > 0 and int(done.stdout) < mine - 200 * MIB
+
+
+AGAIN = """
+import resource, sys, torch
+from hard_fast.runtime.memory import keep_freed_memory
+keep_freed_memory(torch.device(sys.argv[1]))
+def cleared():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(9):
+        blocks = [torch.ones(num << 18) for num in (3, 70, 9)]
+        del blocks
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+cleared()
+print(cleared())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt")
+def test_memory_that_is_freed_is_used_again_on_a_cpu():
+    def cleared(device):
+        command = [sys.executable, "-c", AGAIN, device]
+        return int(subprocess.run(command, capture_output=True, check=True).stdout)
+
+    # 9 x 82 MiB, in pages of 4 KiB.
+    assert cleared("cuda") > 9 * 70 * 256
+    assert cleared("cpu") < 256
 
 
 @pytest.fixture
