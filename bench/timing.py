@@ -239,11 +239,13 @@ class _CudaClock:
         return self._start.elapsed_time(self._end)
 
 
-def _commit() -> str:
-    """What is checked out, with -dirty where it was changed since."""
-    return _said("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty") or (
-        "unknown"
-    )
+def _commit(root: Path = Path(__file__).parent.parent) -> str:
+    """What is checked out, with -dirty where it was changed since, but for the rows themselves."""
+    git = ("git", "-C", str(root))
+    commit = _said(*git, "describe", "--always")
+    rows = ":!bench/results.jsonl"
+    changed = _said(*git, "status", "--porcelain", "--untracked-files=no", "--", ".", rows)
+    return f"{commit}-dirty" if commit and changed else commit or "unknown"
 
 
 def _power_cap_w(device: torch.device) -> float | None:

@@ -89,6 +89,22 @@ def test_the_commit_is_what_git_says():
     assert head.stdout.strip() in commit
 
 
+def test_rows_that_are_added_do_not_make_a_checkout_dirty(tmp_path):
+    (tmp_path / "bench").mkdir()
+    rows, code = tmp_path / "bench/results.jsonl", tmp_path / "bench/step.py"
+    assert timing._commit(tmp_path) == "unknown"
+    for path in (rows, code):
+        path.write_text("")
+    who = ("-c", "user.name=a", "-c", "user.email=a@b")
+    for command in (("init",), ("add", "."), (*who, "commit", "-m", "a")):
+        subprocess.run(["git", "-C", tmp_path, *command], check=True, capture_output=True)
+    clean = timing._commit(tmp_path)
+    rows.write_text("{}")
+    assert timing._commit(tmp_path) == clean != "unknown"
+    code.write_text("changed")
+    assert timing._commit(tmp_path) == f"{clean}-dirty"
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [(("--threads", "0"), "--threads 0"), (("--json", "/no/such/folder/rows.json"), "--json /no")],
