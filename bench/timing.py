@@ -245,7 +245,9 @@ def _commit(root: Path = Path(__file__).parent.parent) -> str:
     commit = _said(*git, "describe", "--always")
     rows = ":!bench/results.jsonl"
     changed = _said(*git, "status", "--porcelain", "--untracked-files=no", "--", ".", rows)
-    return f"{commit}-dirty" if commit and changed else commit or "unknown"
+    if commit is None:
+        return "unknown"
+    return commit if changed == "" else f"{commit}-dirty"
 
 
 def _power_cap_w(device: torch.device) -> float | None:

@@ -6,7 +6,6 @@ differs from the network's or the run's own settings follows as section.key=valu
 
 import argparse
 import logging
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from hard_fast.runtime.arguments import at_least
 from hard_fast.runtime.dist import World
 from hard_fast.runtime.environment import versions
 from hard_fast.runtime.memory import keep_freed_memory
+from hard_fast.runtime.messages import say
 
 _PATIENCE_S = 3.0
 
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not dist.is_main_process():
             # A mistake that rank 0 met too ends this process before it repeats it.
             time.sleep(_PATIENCE_S)
-        print(f"error{dist.who()}: {error}", file=sys.stderr)
+        say(f"error{dist.who()}: {error}")
         return pulse.LOST if isinstance(error, pulse.Lost) else 2
     finally:
         dist.leave()
@@ -113,7 +113,7 @@ def _tell(tree: dict[str, Any], options: argparse.Namespace) -> None:
     for path in filter(None, (options.json, run and run / FILE_NAME)):
         write_result(tree, path)
     if run is not None and (run / "metrics.jsonl").is_file():
-        print(write_run_report(run), file=sys.stderr)
+        say(str(write_run_report(run)))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ columns, K classes, N and M samples.
 import argparse
 import json
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from hard_fast.runtime import dist
 from hard_fast.runtime.arguments import at_least
 from hard_fast.runtime.dist import World
 from hard_fast.runtime.files import write_atomic
+from hard_fast.runtime.messages import say
 from hard_fast.runtime.seed import reseed
 
 NUM_BINS = 8192
@@ -163,7 +163,7 @@ def report(
         world = dist.join(options.device)
         found = measure(options, world)
     except (ValueError, OSError) as error:
-        print(f"error{dist.who()}: {error}", file=sys.stderr)
+        say(f"error{dist.who()}: {error}")
         return 2
     finally:
         dist.leave()

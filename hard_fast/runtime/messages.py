@@ -17,5 +17,5 @@ def one_line(error: Exception) -> str:
 
 
 def say(line: str) -> None:
-    """Write a line to stderr at once: what print writes in parts, several processes mix."""
-    sys.stderr.write(f"{line}\n")
+    """Write a line to stderr at once: an unbuffered print writes parts, which processes mix."""
+    print(f"{line}\n", end="", file=sys.stderr)

@@ -1,3 +1,4 @@
+import os
 import platform
 import subprocess
 import sys
@@ -78,29 +79,32 @@ def test_a_small_process_does_not_tell_the_peak_of_the_large_one_that_started_it
 
 
 AGAIN = """
-import resource, sys, torch
-from hard_fast.runtime.memory import keep_freed_memory
-keep_freed_memory(torch.device(sys.argv[1]))
+import resource, torch
+from hard_fast.runtime.memory import keep_freed_memory, used_bytes
 def cleared():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(9):
         blocks = [torch.ones(num << 18) for num in (3, 70, 9)]
         del blocks
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+keep_freed_memory(torch.device("cuda"))
+given_back = cleared()
+keep_freed_memory(torch.device("cpu"))
+used = used_bytes(torch.device("cpu"))
 cleared()
-print(cleared())
+print(given_back, cleared(), used_bytes(torch.device("cpu")) - used)
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt")
-def test_memory_that_is_freed_is_used_again_on_a_cpu():
-    def cleared(device):
-        command = [sys.executable, "-c", AGAIN, device]
-        return int(subprocess.run(command, capture_output=True, check=True).stdout)
-
-    # 9 x 82 MiB, in pages of 4 KiB.
-    assert cleared("cuda") > 9 * 70 * 256
-    assert cleared("cpu") < 256
+@pytest.mark.parametrize("settings", [{}, {"MALLOC_ARENA_MAX": "4"}])
+def test_memory_that_is_freed_is_used_again_and_counts_as_free(settings):
+    done = subprocess.run(
+        [sys.executable, "-c", AGAIN], env=os.environ | settings, capture_output=True, check=True
+    )
+    given_back, kept, more = (int(number) for number in done.stdout.split())
+    assert (10 * kept > given_back) if settings else (10 * kept < given_back)
+    assert more < 8 * MIB
 
 
 @pytest.fixture

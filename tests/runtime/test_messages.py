@@ -1,4 +1,5 @@
 import errno
+import shlex
 import subprocess
 import sys
 
@@ -16,10 +17,14 @@ def test_what_the_system_refused_names_the_file_and_the_cause():
     assert one_line(ValueError("first\nsecond")) == "first second"
 
 
-def test_lines_of_processes_that_share_a_file_stay_whole(tmp_path):
+def test_lines_of_processes_that_share_a_pipe_stay_whole():
     script = "from hard_fast.runtime.messages import say\nfor _ in range(5000): say('error: rank')"
-    shared = tmp_path / "log"
-    with shared.open("a") as log:
-        both = [subprocess.Popen([sys.executable, "-u", "-c", script], stderr=log) for _ in "ab"]
-    assert [one.wait() for one in both] == [0, 0]
-    assert shared.read_text().splitlines() == ["error: rank"] * 10_000
+    code = f"{sys.executable} -u -c {shlex.quote(script)}"
+    done = subprocess.run(f"({code} & {code}; wait) 2>&1", shell=True, capture_output=True)
+    assert done.stdout.splitlines() == [b"error: rank"] * 10_000
+
+
+def test_a_process_without_stderr_says_nothing():
+    script = "from hard_fast.runtime.messages import say; say('error'); raise SystemExit(7)"
+    code = f"{sys.executable} -c {shlex.quote(script)} 2>&-"
+    assert subprocess.run(code, shell=True).returncode == 7
