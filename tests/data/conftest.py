@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from hard_fast.data.sources import Samples, list_shards
+from tests.data.loops import NUM
 
 Encode = Callable[..., bytes]
 
@@ -124,3 +125,15 @@ def write_samples(tmp_path: Path, write_tar: Callable[..., Path]) -> Callable[..
         )
 
     return write_samples
+
+
+@pytest.fixture(params=[0, 2], ids=["folder", "shards"])
+def samples(request, solid, write_samples) -> Samples:
+    """Grey pictures that say which they are."""
+    return write_samples([solid(i) for i in range(NUM)], request.param)
+
+
+@pytest.fixture
+def noisy(encode, write_samples) -> Samples:
+    """Pictures whose every crop is different."""
+    return write_samples([encode(size=(40, 30), seed=i) for i in range(NUM)])
